@@ -1,0 +1,316 @@
+"""Perceiver: read any number of tokens into a few latents, again and again, then classify.
+
+    from perceiver import Perceiver
+    model = Perceiver(num_freq_bands=6, max_freq=10.0, depth=6, input_channels=1, num_classes=2)
+    logits = model(torch.randn(1, 1, 76, 86))                # (batch, channels, *axes) -> (1, 2)
+    model = Perceiver.from_checkpoint("runs/demo/best.pt")   # a trained one, ready to predict
+
+The file needs PyTorch and einops only and can be copied into a notebook alone.
+
+Sources: Jaegle et al. 2021, "Perceiver: General Perception with Iterative Attention",
+arXiv:2103.03206 (section 3 and appendix D); GEGLU: Shazeer 2020, arXiv:2002.05202, section 2.
+"""
+
+import math
+import pickle
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@lru_cache(maxsize=8)
+def fourier_positions(
+    axes: tuple[int, ...], max_freq: float, num_freq_bands: int, device: torch.device
+) -> Tensor:
+    """Fourier features of every position of a grid (Perceiver paper, section 3.2 and appendix D).
+
+    Each axis runs from -1 to 1. With frequencies f_1 .. f_K linear from 1 to `max_freq / 2`, a
+    coordinate x gives sin(f_k pi x), cos(f_k pi x) for each k, and x itself.
+
+    Returns a float32 tensor (tokens, len(axes) * (2 * num_freq_bands + 1)), tokens in the order of
+    a flattened grid. It depends on the shape alone, so it is computed once a shape and kept.
+    """
+    coordinates = [torch.linspace(-1.0, 1.0, size, device=device) for size in axes]
+    grid = torch.stack(torch.meshgrid(*coordinates, indexing="ij"), dim=-1)  # (*axes, len(axes))
+    frequencies = torch.linspace(1.0, max_freq / 2, num_freq_bands, device=device)
+    angles = grid[..., None] * frequencies * math.pi  # (*axes, len(axes), bands)
+    features = torch.cat([angles.sin(), angles.cos(), grid[..., None]], dim=-1)
+    return features.flatten(0, len(axes) - 1).flatten(1)  # (tokens, features)
+
+
+class GEGLU(nn.Module):
+    """x, gate -> x * gelu(gate): a linear unit gated by GELU (arXiv:2002.05202, equation 6)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = x.chunk(2, dim=-1)  # (..., 2 * hidden) -> twice (..., hidden)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm feed-forward block with a hidden layer four times as wide; adds its own residual."""
+
+    def __init__(self, dim: int, activation: str, dropout: float, multiplier: int = 4):
+        super().__init__()
+        hidden = dim * multiplier
+        self.norm = nn.LayerNorm(dim)
+        if activation == "geglu":  # half of its inputs are gates
+            self.expand, self.activation = nn.Linear(dim, 2 * hidden), GEGLU()
+        else:
+            self.expand, self.activation = nn.Linear(dim, hidden), nn.GELU()
+        self.contract = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.contract(self.activation(self.expand(self.norm(x)))))
+
+
+class CrossAttention(nn.Module):
+    """The latents read the tokens: pre-norm attention from latents to tokens, with its residual.
+
+    Tokens come standardised (mean 0, variance 1 over their features). That part of LayerNorm is the
+    same in every iteration; its scale and shift belong to each cross-attention.
+    """
+
+    def __init__(self, latent_dim: int, token_dim: int, heads: int, dim_head: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm = nn.LayerNorm(latent_dim)
+        self.token_scale = nn.Parameter(torch.ones(token_dim))
+        self.token_shift = nn.Parameter(torch.zeros(token_dim))
+        self.to_q = nn.Linear(latent_dim, heads * dim_head, bias=False)
+        self.to_k = nn.Linear(token_dim, heads * dim_head, bias=False)
+        self.to_v = nn.Linear(token_dim, heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, latent_dim)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (batch or 1, latents, latent_dim), tokens (batch, tokens, features) -> (batch, ...)."""
+        tokens = tokens * self.token_scale + self.token_shift
+        q, k, v = self.to_q(self.norm(x)), self.to_k(tokens), self.to_v(tokens)
+        q = q.expand(len(tokens), -1, -1)  # in the first iteration one x serves the whole batch
+        return x + self.to_out(attend(q, k, v, self.heads, self.dropout if self.training else 0.0))
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm multi-head attention among the latents, with its residual."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_qkv(self.norm(x)).chunk(3, dim=-1)
+        return x + self.to_out(attend(q, k, v, self.heads, self.dropout if self.training else 0.0))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+    """softmax(q kT / sqrt(dim_head)) v for each head; (batch, sequence, heads * dim_head) each."""
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+    return rearrange(
+        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), "b h n d -> b n (h d)"
+    )
+
+
+class PerceiverBlock(nn.Module):
+    """One iteration: read the tokens, then think about them `self_per_cross_attn` times."""
+
+    def __init__(self, cross_attention: CrossAttention, latent_layers: list[nn.Module]):
+        super().__init__()
+        self.cross_attention = cross_attention
+        self.latent_layers = nn.Sequential(*latent_layers)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return self.latent_layers(self.cross_attention(x, tokens))
+
+
+class Perceiver(nn.Module):
+    """Perceiver classifier for inputs of any number of axes (1 sound, 2 image, 3 volume or video).
+
+    Args:
+        num_freq_bands: frequencies of the position encoding, linear from 1 to `max_freq / 2`.
+        max_freq: twice the highest frequency; the Nyquist choice is the size of the longest axis.
+        depth: how many times the latents read the tokens.
+        input_channels: channels of the input; each position of the input is one token.
+        input_axis: number of axes of the input.
+        num_latents: length of the learned array that the tokens are read into.
+        latent_dim: width of that array.
+        cross_heads, cross_dim_head: heads of the cross-attention, and the width of each.
+        latent_heads, latent_dim_head: heads of the latent self-attention, and the width of each.
+        num_classes: number of logits.
+        attention_dropout, ff_dropout: dropout of attention weights and of feed-forward outputs.
+        activation: "geglu" (gated, as in the experiment) or "gelu" (as in the paper) feed-forward.
+        self_per_cross_attn: latent self-attention layers after each cross-attention.
+        weight_tie_layers: the first iteration has weights of its own and all others share one set
+            (section 3.1 of the paper); if false, each iteration has its own.
+        fourier_encode_data: join Fourier position features to the channels; if false, the input
+            must carry its positions itself.
+
+    Raises:
+        ValueError: a size below 1, a dropout outside [0, 1) or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        num_freq_bands: int = 6,
+        max_freq: float = 10.0,
+        depth: int = 6,
+        *,
+        input_channels: int = 1,
+        input_axis: int = 2,
+        num_latents: int = 512,
+        latent_dim: int = 512,
+        cross_heads: int = 1,
+        latent_heads: int = 8,
+        cross_dim_head: int = 64,
+        latent_dim_head: int = 64,
+        num_classes: int = 2,
+        attention_dropout: float = 0.0,
+        ff_dropout: float = 0.0,
+        activation: str = "geglu",
+        self_per_cross_attn: int = 1,
+        weight_tie_layers: bool = True,
+        fourier_encode_data: bool = True,
+    ):
+        # What a checkpoint needs to build this model again: every argument, by name.
+        config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        check_config(config)
+        super().__init__()
+        self.config = config
+        self.preprocessing: dict | None = None  # set by from_checkpoint
+        position_features = input_axis * (2 * num_freq_bands + 1) if fourier_encode_data else 0
+        token_dim = input_channels + position_features  # 27 for the defaults
+
+        def make_block() -> PerceiverBlock:
+            latent_layers = [FeedForward(latent_dim, activation, ff_dropout)]
+            for _ in range(self_per_cross_attn):
+                latent_layers += [
+                    SelfAttention(latent_dim, latent_heads, latent_dim_head, attention_dropout),
+                    FeedForward(latent_dim, activation, ff_dropout),
+                ]
+            cross_attention = CrossAttention(
+                latent_dim, token_dim, cross_heads, cross_dim_head, attention_dropout
+            )
+            return PerceiverBlock(cross_attention, latent_layers)
+
+        self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
+        nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
+        # Tied: block 0, then block 1 again and again.
+        self.blocks = nn.ModuleList(
+            make_block() for _ in range(min(depth, 2) if weight_tie_layers else depth)
+        )
+        self.norm = nn.LayerNorm(latent_dim)
+        self.head = nn.Linear(latent_dim, num_classes)
+
+    def forward(self, images: Tensor, return_embeddings: bool = False) -> Tensor:
+        """Classify a batch.
+
+        Args:
+            images: (batch, input_channels, *axes), floating point.
+            return_embeddings: give the latents after the last iteration instead of logits.
+
+        Returns:
+            Logits (batch, num_classes), or the latents (batch, num_latents, latent_dim).
+
+        Raises:
+            ValueError: wrong number of axes or channels, an empty axis, or integer pixels.
+        """
+        tokens = self.tokens(images)  # (batch, tokens, features), standardised
+        x = self.latents[None]  # (1, latents, latent_dim) until the first read makes it a batch
+        for iteration in range(self.config["depth"]):
+            x = self.blocks[min(iteration, len(self.blocks) - 1)](x, tokens)
+        if return_embeddings:
+            return x
+        return self.head(self.norm(x.mean(dim=1)))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(batch, channels, *axes) -> standardised tokens (batch, tokens, features)."""
+        channels, axes = self.config["input_channels"], self.config["input_axis"]
+        if images.ndim != axes + 2 or images.shape[1] != channels or 0 in images.shape[2:]:
+            raise ValueError(
+                f"expected an input of shape (batch, {channels}, {', '.join(['size'] * axes)}), "
+                f"channels first with {axes} axes, got {tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"expected floating-point pixels, normalised, got {images.dtype}")
+        tokens = rearrange(images, "b c ... -> b (...) c")
+        if self.config["fourier_encode_data"]:
+            positions = fourier_positions(
+                tuple(images.shape[2:]),
+                self.config["max_freq"],
+                self.config["num_freq_bands"],
+                images.device,
+            )
+            tokens = torch.cat([tokens, positions.to(tokens).expand(len(tokens), -1, -1)], dim=-1)
+        return F.layer_norm(tokens, tokens.shape[-1:])
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "Perceiver":
+        """Rebuild a trained model, in evaluation mode, from `best.pt` or `last.pt` of a run.
+
+        `model.preprocessing` then holds what its inputs need: classes, image_size (height, width),
+        and mean and std of the pixels on a scale from 0 to 1.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a whole checkpoint of a Perceiver.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            model = cls(**checkpoint["config"])
+            model.load_state_dict(checkpoint["model"])
+            model.preprocessing = checkpoint["preprocessing"]
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{path}: not a checkpoint of this Perceiver: {reason}") from error
+        return model.to(device).eval()
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint without running anything in it (tensors and plain values only).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, is no checkpoint, or holds more than plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        with (
+            warnings.catch_warnings()
+        ):  # about the pickle protocol of files that are refused anyway
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint (truncated, or another file)"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path}: not a checkpoint: holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def check_config(config: dict) -> None:
+    """Raise ValueError for the first argument of Perceiver that no model can have."""
+    sizes = (
+        "depth input_channels input_axis num_latents latent_dim num_classes self_per_cross_attn "
+    )
+    sizes += "cross_heads latent_heads cross_dim_head latent_dim_head"
+    if config["fourier_encode_data"]:
+        sizes += " num_freq_bands"
+    for name in sizes.split():
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {config[name]!r}")
+    if not 0 < config["max_freq"] < math.inf:
+        raise ValueError(f"max_freq must be positive, got {config['max_freq']!r}")
+    for name in ("attention_dropout", "ff_dropout"):
+        if not 0 <= config[name] < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {config[name]!r}")
+    if config["activation"] not in ("geglu", "gelu"):
+        raise ValueError(f"activation must be 'geglu' or 'gelu', got {config['activation']!r}")

@@ -1,0 +1,223 @@
+"""perceiver.py against perceiver-pytorch, against its own definition, and against wrong input."""
+
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.peers import peer_names, perceiver_pytorch_like
+from perceiver import Perceiver, fourier_positions
+
+SMALL = dict(num_latents=12, latent_dim=24, depth=3, latent_heads=2, latent_dim_head=10)
+GRIDS = {1: (97,), 2: (9, 14), 3: (5, 6, 7)}
+
+
+def randomised(**arguments) -> Perceiver:
+    """A small model in which no parameter, not even of LayerNorm, has its starting value."""
+    torch.manual_seed(0)
+    model = Perceiver(**{**SMALL, **arguments})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("self_per_cross_attn", [1, 2])
+@pytest.mark.parametrize("cross_heads", [1, 3])
+@pytest.mark.parametrize("weight_tie_layers", [True, False])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_logits_and_gradients_equal_perceiver_pytorch(
+    axes, weight_tie_layers, cross_heads, self_per_cross_attn
+):
+    model = randomised(
+        input_axis=axes,
+        input_channels=2,
+        weight_tie_layers=weight_tie_layers,
+        cross_heads=cross_heads,
+        self_per_cross_attn=self_per_cross_attn,
+        num_classes=4,
+    )
+    peer = perceiver_pytorch_like(model)
+    images = torch.randn(3, 2, *GRIDS[axes])
+    labels = torch.tensor([0, 3, 1])
+
+    ours, theirs = model(images), peer(images.movedim(1, -1))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.nn.functional.cross_entropy(ours, labels).backward()
+    torch.nn.functional.cross_entropy(theirs, labels).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = peer_names(gradients, model.config["depth"])
+    for name, parameter in peer.named_parameters():
+        torch.testing.assert_close(
+            gradients[name], parameter.grad, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_embeddings_equal_perceiver_pytorch_also_without_positions():
+    model = randomised(fourier_encode_data=False, input_channels=5)
+    images = torch.randn(2, 5, 9, 14)
+    theirs = perceiver_pytorch_like(model)(images.movedim(1, -1), return_embeddings=True)
+    ours = model(images, return_embeddings=True)
+    assert ours.shape == (2, 12, 24)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_default_sizes_have_the_published_number_of_parameters():
+    def millions(model):
+        return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+    assert round(millions(Perceiver(6, 10.0, 6)), 1) == 15.1
+    assert round(millions(Perceiver(6, 10.0, 6, weight_tie_layers=False)), 1) == 44.8
+
+
+def test_position_features_follow_the_formula():
+    features = fourier_positions((3, 5), 10.0, 4, torch.device("cpu"))
+    assert features.shape == (15, 2 * (2 * 4 + 1))
+    y, x = 0.0, 0.5  # row 1 of 3, column 3 of 5
+    frequencies = [1.0, 1.0 + 4 / 3, 1.0 + 8 / 3, 5.0]  # linear from 1 to max_freq / 2
+    expected = []
+    for position in (y, x):
+        expected += [math.sin(f * math.pi * position) for f in frequencies]
+        expected += [math.cos(f * math.pi * position) for f in frequencies] + [position]
+    torch.testing.assert_close(features[1 * 5 + 3], torch.tensor(expected), atol=1e-6, rtol=1e-6)
+
+
+def test_each_iteration_reads_what_the_last_one_left():
+    """In one known implementation every iteration read the initial latents: depth did nothing."""
+    images = torch.randn(2, 1, 8, 8)
+    shallow, deep = randomised(depth=2), randomised(depth=6)
+    deep.load_state_dict(shallow.state_dict())  # tied: the same two sets of weights
+    assert (shallow(images) - deep(images)).abs().max() > 1e-3
+    # By hand: feeding the latents of two iterations to block 1 gives those of three iterations.
+    three = randomised(depth=3)
+    three.load_state_dict(shallow.state_dict())
+    after_two = shallow(images, return_embeddings=True)
+    after_three = shallow.blocks[1](after_two, shallow.tokens(images))
+    torch.testing.assert_close(after_three, three(images, return_embeddings=True))
+
+
+def test_tied_weights_are_stored_once():
+    assert len(Perceiver(**{**SMALL, "depth": 5}).blocks) == 2
+    assert len(Perceiver(**{**SMALL, "depth": 1}).blocks) == 1
+    assert len(Perceiver(**{**SMALL, "depth": 5, "weight_tie_layers": False}).blocks) == 5
+
+
+def test_latents_start_as_narrow_normal():
+    latents = Perceiver(6, 10.0, 1).latents
+    assert abs(latents.std().item() - 0.02) < 0.001 and abs(latents.mean().item()) < 0.001
+
+
+def test_dropout_acts_in_training_only():
+    images = torch.randn(2, 1, 8, 8)
+    for dropout in ("attention_dropout", "ff_dropout"):
+        model = randomised(**{dropout: 0.5})
+        assert not torch.equal(model(images), model(images))
+        model.eval()
+        assert torch.equal(model(images), model(images))
+        torch.testing.assert_close(model(images), randomised()(images), atol=1e-6, rtol=1e-6)
+
+
+def test_gelu_feed_forward_has_no_gates():
+    model = randomised(activation="gelu")
+    assert model.blocks[0].latent_layers[0].expand.out_features == 4 * SMALL["latent_dim"]
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 2)
+
+
+def test_gradient_reaches_the_input():
+    model = randomised().double()
+    images = torch.randn(1, 1, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model, (images,))
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ((2, 3, 8, 8), r"\(batch, 1, size, size\).*\(2, 3, 8, 8\)"),
+        ((2, 8, 8), r"\(batch, 1, size, size\).*\(2, 8, 8\)"),
+        ((2, 1, 4, 8, 8), r"2 axes.*\(2, 1, 4, 8, 8\)"),
+        ((2, 1, 0, 8), r"\(2, 1, 0, 8\)"),
+    ],
+)
+def test_wrong_shape_says_what_was_expected_and_what_came(shape, expected):
+    with pytest.raises(ValueError, match=expected):
+        Perceiver(**SMALL)(torch.zeros(shape))
+
+
+def test_raw_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"floating-point.*uint8"):
+        Perceiver(**SMALL)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("depth", 0),
+        ("cross_heads", 0),
+        ("latent_heads", -1),
+        ("num_latents", 0),
+        ("num_freq_bands", 0),
+        ("latent_dim", 2.5),
+        ("max_freq", -1.0),
+        ("attention_dropout", 1.0),
+        ("activation", "relu"),
+    ],
+)
+def test_impossible_argument_is_named(name, value):
+    with pytest.raises(ValueError, match=rf"{name}.*{value}"):
+        Perceiver(**{name: value})
+
+
+def save(model, path):
+    preprocessing = {"classes": ["left", "right"], "image_size": [8, 8], "mean": 0.2, "std": 0.1}
+    torch.save(
+        {"config": model.config, "model": model.state_dict(), "preprocessing": preprocessing}, path
+    )
+
+
+def test_checkpoint_alone_rebuilds_the_model(tmp_path):
+    model = randomised(activation="gelu", weight_tie_layers=False, ff_dropout=0.3).eval()
+    save(model, tmp_path / "best.pt")
+    again = Perceiver.from_checkpoint(tmp_path / "best.pt")
+    images = torch.randn(2, 1, 8, 8)
+    assert not again.training and torch.equal(again(images), model(images))
+    assert again.preprocessing["image_size"] == [8, 8]
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("open('executed', 'w').close()",)
+
+
+def test_file_that_is_no_checkpoint_is_one_line_naming_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(randomised(), "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "text.pt").write_text("not a checkpoint\n")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "hostile.pt").write_bytes(pickle.dumps(Hostile()))
+    torch.save({"weights": torch.zeros(3)}, "foreign.pt")
+    torch.save({"model": Hostile()}, "hostile-zip.pt")
+    torch.save(torch.zeros(3), "tensor.pt")
+    other = randomised(num_latents=7)
+    torch.save({"config": randomised().config, "model": other.state_dict()}, "mixed.pt")
+    for name in ["text", "empty", "half", "hostile", "hostile-zip", "foreign", "tensor", "mixed"]:
+        with pytest.raises(ValueError, match=rf"^{name}\.pt: not a [^\n]+$"):
+            Perceiver.from_checkpoint(f"{name}.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        Perceiver.from_checkpoint("none.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_module_needs_torch_and_einops_only():
+    """A copy of perceiver.py in a notebook works alone."""
+    code = """if True:
+        import sys, torch, einops
+        allowed = {name.split(".")[0] for name in sys.modules} | set(sys.stdlib_module_names)
+        import perceiver
+        sys.exit(" ".join({name.split(".")[0] for name in sys.modules} - allowed - {"perceiver"}))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
