@@ -72,13 +72,21 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """The latents read the tokens: pre-norm attention from latents to tokens, with its residual.
 
-    Tokens come standardised (mean 0, variance 1 over their features). That part of LayerNorm is the
-    same in every iteration; its scale and shift belong to each cross-attention.
+    Tokens come standardised and with a leading 1, so that LayerNorm's scale and shift and a
+    projection W are one matrix: W (scale * t + shift) = [W shift, W diag(scale)] [1, t]. Therefore
+
+        score  = q . k = q . K [1, t] = (K^T q) . [1, t]
+        result = sum_m p_m v_m = sum_m p_m V [1, t_m] = V (sum_m p_m [1, t_m])
+
+    and the latents can attend over the tokens themselves as keys and values: K^T q is the query,
+    and V projects what comes out, a few latents in place of all tokens. It is the same function.
+    No keys and values are built, and none need a gradient. It pays while tokens are not wider than
+    a head.
     """
 
     def __init__(self, latent_dim: int, token_dim: int, heads: int, dim_head: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dim_head, self.dropout = heads, dim_head, dropout
         self.norm = nn.LayerNorm(latent_dim)
         self.token_scale = nn.Parameter(torch.ones(token_dim))
         self.token_shift = nn.Parameter(torch.zeros(token_dim))
@@ -88,11 +96,102 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, latent_dim)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x (batch or 1, latents, latent_dim), tokens (batch, tokens, features) -> (batch, ...)."""
-        tokens = tokens * self.token_scale + self.token_shift
-        q, k, v = self.to_q(self.norm(x)), self.to_k(tokens), self.to_v(tokens)
-        q = q.expand(len(tokens), -1, -1)  # in the first iteration one x serves the whole batch
-        return x + self.to_out(attend(q, k, v, self.heads, self.dropout if self.training else 0.0))
+        """x (batch or 1, latents, latent_dim), tokens (batch, tokens, width) -> like x."""
+        q = self.to_q(self.norm(x))  # in the first iteration one x serves the whole batch
+        k_weight, v_weight = (self.fold(to, tokens.shape[2]) for to in (self.to_k, self.to_v))
+        dropout = self.dropout if self.training else 0.0
+        if len(self.token_scale) <= self.dim_head and not dropout and not tokens.requires_grad:
+            q = rearrange(q * self.dim_head**-0.5, "b n (h d) -> b n h d", h=self.heads)
+            k_weight, v_weight = (
+                rearrange(weight, "(h d) w -> h d w", h=self.heads)
+                for weight in (k_weight, v_weight)
+            )
+            query = torch.einsum("b n h d, h d w -> b h n w", q, k_weight).flatten(1, 2)
+            read = read_tokens(query.expand(len(tokens), -1, -1), tokens)
+            read = rearrange(read, "b (h n) w -> b h n w", h=self.heads)
+            read = torch.einsum("b h n w, h d w -> b n h d", read, v_weight).flatten(2)
+        else:
+            k, v = F.linear(tokens, k_weight), F.linear(tokens, v_weight)
+            read = attend(q.expand(len(tokens), -1, -1), k, v, self.heads, dropout)
+        return x + self.to_out(read)
+
+    def fold(self, projection: nn.Linear, width: int) -> Tensor:
+        """Scale, shift and projection as one matrix (heads * dim_head, width)."""
+        weight = projection.weight
+        folded = torch.cat([(weight @ self.token_shift)[:, None], weight * self.token_scale], dim=1)
+        return F.pad(folded, (0, width - folded.shape[1]))  # tokens end in zeros, too
+
+
+def read_tokens(query: Tensor, tokens: Tensor) -> Tensor:
+    """softmax(query tokensT) tokens: attention whose keys and values are the tokens themselves.
+
+    query (batch, rows, width) and tokens (batch, tokens, width) -> (batch, rows, width).
+    """
+    if tokens.device.type == "cpu":
+        return ReadTokens.apply(query, tokens)
+    return F.scaled_dot_product_attention(
+        query[:, None], tokens[:, None], tokens[:, None], scale=1.0
+    )[:, 0]
+
+
+class ReadTokens(torch.autograd.Function):
+    """`read_tokens` for a CPU, block by block, so that scores stay in the processor's cache.
+
+    FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4) without what is not
+    needed here: tokens get no gradient, which leaves three matrix products of five in backward.
+    The leading 1 of every token does the rest for free: a constant in front of a query shifts all
+    its scores, and the first column of what is read is the sum of the weights.
+    """
+
+    BLOCK, SCORES = 512, 2**18  # tokens a block at least; scores at a time: 1 MiB in float32
+
+    @classmethod
+    def blocks(cls, query: Tensor, tokens: Tensor):
+        """Slices of the batch, and of the tokens, that are worked on together."""
+        (batch, rows, _), length = query.shape, tokens.shape[1]
+        block = min(length, max(cls.BLOCK, cls.SCORES // rows))
+        group = max(1, cls.SCORES // (rows * block))
+        for sample in range(0, batch, group):
+            for start in range(0, length, block):
+                yield slice(sample, sample + group), slice(start, start + block)
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx, query: Tensor, tokens: Tensor) -> Tensor:
+        query = query.clone()
+        read = torch.zeros_like(query)
+        for samples, block in ReadTokens.blocks(query, tokens):
+            q, t = query[samples], tokens[samples, block]
+            scores = q @ t.mT  # (group, rows, block)
+            top = scores.amax(dim=2)
+            # Shift by the largest score of the first block; later only if one would overflow.
+            if block.start == 0 or top.max() > 60:
+                top = top if block.start == 0 else top.clamp(min=0)
+                scores -= top[..., None]
+                q[..., 0] -= top
+                read[samples] *= top.neg().exp()[..., None]
+            read[samples].baddbmm_(scores.exp_(), t)
+        total = read[..., :1].clone()
+        read /= total
+        query[..., :1] -= total.log()  # from here on, exp(query . token) is the weight itself
+        ctx.save_for_backward(query, tokens, read)
+        return read
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        query, tokens, read = ctx.saved_tensors
+        grad_query = torch.zeros_like(query)
+        # Softmax: d score = weight * (d weight - sum of weight * d weight), the sum put in front.
+        grad = grad.clone()
+        grad[..., 0] -= (grad * read).sum(dim=-1)
+        for samples, block in ReadTokens.blocks(query, tokens):
+            t = tokens[samples, block]
+            weights = (query[samples] @ t.mT).exp_()
+            weights *= grad[samples] @ t.mT
+            grad_query[samples].baddbmm_(weights, t)
+        return grad_query, None
 
 
 class SelfAttention(nn.Module):
@@ -183,7 +282,8 @@ class Perceiver(nn.Module):
         check_config(config)
         super().__init__()
         self.config = config
-        self.preprocessing: dict | None = None  # set by from_checkpoint
+        # What inputs went through in training: kept with the weights, and read back with them.
+        self.preprocessing: dict = {"mean": 0.0, "std": 1.0}
         position_features = input_axis * (2 * num_freq_bands + 1) if fourier_encode_data else 0
         token_dim = input_channels + position_features  # 27 for the defaults
 
@@ -230,7 +330,11 @@ class Perceiver(nn.Module):
         return self.head(self.norm(x.mean(dim=1)))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(batch, channels, *axes) -> standardised tokens (batch, tokens, features)."""
+        """(batch, channels, *axes) -> tokens (batch, tokens, width), standardised, as read.
+
+        A token is 1, then its channels and position features, with mean 0 and variance 1 (the part
+        of LayerNorm that all iterations share), then zeros up to a width that matrix products like.
+        """
         channels, axes = self.config["input_channels"], self.config["input_axis"]
         if images.ndim != axes + 2 or images.shape[1] != channels or 0 in images.shape[2:]:
             raise ValueError(
@@ -239,7 +343,8 @@ class Perceiver(nn.Module):
             )
         if not images.is_floating_point():
             raise ValueError(f"expected floating-point pixels, normalised, got {images.dtype}")
-        tokens = rearrange(images, "b c ... -> b (...) c")
+        pixels = rearrange(images, "b c ... -> b (...) c")
+        parts = [pixels]
         if self.config["fourier_encode_data"]:
             positions = fourier_positions(
                 tuple(images.shape[2:]),
@@ -247,8 +352,42 @@ class Perceiver(nn.Module):
                 self.config["num_freq_bands"],
                 images.device,
             )
-            tokens = torch.cat([tokens, positions.to(tokens).expand(len(tokens), -1, -1)], dim=-1)
-        return F.layer_norm(tokens, tokens.shape[-1:])
+            parts.append(positions.to(pixels).expand(len(pixels), -1, -1))
+        dim = sum(part.shape[2] for part in parts)
+        padding = -(1 + dim) % (4 if images.device.type == "cpu" else 32)
+        one, zeros = pixels.new_ones(1, 1, 1), pixels.new_zeros(1, 1, padding)
+        sides = [side.expand(*pixels.shape[:2], -1) for side in (one, zeros)]
+        tokens = torch.cat([sides[0], *parts, sides[1]], dim=2)
+        # In place: this is the one array that grows with batch and tokens.
+        features = tokens[..., 1 : 1 + dim]
+        variance, mean = torch.var_mean(
+            features.clone() if images.requires_grad else features, 2, correction=0, keepdim=True
+        )
+        features.sub_(mean).mul_((variance + 1e-5).rsqrt())
+        if torch.is_autocast_enabled(images.device.type) and images.device.type != "cpu":
+            tokens = tokens.to(torch.get_autocast_dtype(images.device.type))
+        return tokens
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels -> float32 of the scale that the model was trained on, same shape."""
+        return (pixels.float() / 255 - self.preprocessing["mean"]) / self.preprocessing["std"]
+
+    @torch.inference_mode()
+    def predict_logits(
+        self, pixels: Tensor, batch_size: int = 64, amp: bool | None = None
+    ) -> Tensor:
+        """Logits (n, num_classes) in float32, on the CPU, of uint8 pixels (n, channels, *axes).
+
+        Dropout is off. Apply `.softmax(dim=1)` for probabilities. `amp` as in `autocast`.
+        """
+        device, training = self.latents.device, self.training
+        self.eval()
+        logits = [torch.empty(0, self.config["num_classes"])]
+        for batch in pixels.split(batch_size):
+            with autocast(device, amp):
+                logits.append(self(self.normalise(batch.to(device))).float())
+        self.train(training)
+        return torch.cat([batch.to("cpu") for batch in logits])
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "Perceiver":
@@ -270,6 +409,22 @@ class Perceiver(nn.Module):
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{path}: not a checkpoint of this Perceiver: {reason}") from error
         return model.to(device).eval()
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU where there is one. Raises ValueError if it can't be used."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from error
+
+
+def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
+    """bfloat16 matrix products where enabled; by default on a GPU, and float32 on a CPU."""
+    enabled = device.type == "cuda" if enabled is None else enabled
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def read_checkpoint(path: str | Path) -> dict:
