@@ -218,6 +218,7 @@ def test_module_needs_torch_and_einops_only():
         import sys, torch, einops
         allowed = {name.split(".")[0] for name in sys.modules} | set(sys.stdlib_module_names)
         import perceiver
-        sys.exit(" ".join({name.split(".")[0] for name in sys.modules} - allowed - {"perceiver"}) or 0)
+        new = {name.split(".")[0] for name in sys.modules} - allowed - {"perceiver"}
+        sys.exit(" ".join(new) or 0)
     """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,221 @@
+"""train.py as a user runs it: what a run leaves behind, and what bad input gets."""
+
+import csv
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_knees
+from PIL import Image
+
+import dataset
+import train
+from perceiver import Perceiver
+
+ROOT = Path(__file__).parent.parent
+
+
+def read_csv(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder_holds_everything_and_nothing_else(finished_run):
+    expected = "args.json split.csv metrics.csv curves.png last.pt best.pt test_metrics.json "
+    expected += "test_predictions.csv confusion_matrix.png"
+    assert {path.name for path in finished_run.iterdir()} == set(expected.split())
+    recorded = json.loads((finished_run / "args.json").read_text())
+    assert recorded["arguments"]["num_latents"] == 8 and recorded["versions"]["torch"]
+    for picture in ("curves.png", "confusion_matrix.png"):
+        assert Image.open(finished_run / picture).size[0] > 400
+
+
+def test_it_learns_and_tests_the_epoch_with_the_lowest_validation_loss(finished_run):
+    rows = read_csv(finished_run / "metrics.csv")
+    losses = [float(row["val_loss"]) for row in rows]
+    assert len(rows) == 12 and min(losses) < 0.3 < losses[0]
+    best = torch.load(finished_run / "best.pt", weights_only=True)
+    assert best["epoch"] == 1 + losses.index(min(losses))
+    assert best["val_loss"] == pytest.approx(min(losses))
+    metrics = json.loads((finished_run / "test_metrics.json").read_text())
+    assert metrics["slices"]["accuracy"] > 0.9
+
+
+def test_learning_rate_falls_once_an_epoch(finished_run):
+    rates = [float(row["lr"]) for row in read_csv(finished_run / "metrics.csv")]
+    assert rates == pytest.approx([1e-2 * 0.995**epoch for epoch in range(12)])
+
+
+def test_figures_follow_from_the_predictions_and_these_from_the_checkpoint(finished_run, knees):
+    metrics = json.loads((finished_run / "test_metrics.json").read_text())
+    rows = read_csv(finished_run / "test_predictions.csv")
+    test_scans = {
+        row["scan"] for row in read_csv(finished_run / "split.csv") if row["subset"] == "test"
+    }
+    assert {row["scan"] for row in rows} == test_scans
+    assert metrics["slices"]["count"] == len(rows) == 8 * len(test_scans)
+    assert metrics["slices"]["correct"] == sum(row["label"] == row["side"] for row in rows)
+
+    model = Perceiver.from_checkpoint(finished_run / "best.pt")
+    images, _ = dataset.load_images([row["path"] for row in rows], (16, 16))
+    # By hand, from the files: the model's own preprocessing, one slice at a time.
+    mean, std = model.preprocessing["mean"], model.preprocessing["std"]
+    for image, row in list(zip(images, rows, strict=True))[::5]:
+        p_right = model((image[None] / 255 - mean) / std).softmax(dim=1)[0, 1].item()
+        assert float(row["p_right"]) == pytest.approx(p_right, abs=2e-5)
+    scans = {scan: [float(r["p_right"]) for r in rows if r["scan"] == scan] for scan in test_scans}
+    right = sum((np.mean(p) > 0.5) == ("RIGHT" in scan) for scan, p in scans.items())
+    assert metrics["scans"]["correct"] == right
+
+
+def test_normalisation_comes_from_training_slices_alone(finished_run, knees):
+    train_scans = {
+        row["scan"] for row in read_csv(finished_run / "split.csv") if row["subset"] == "train"
+    }
+    paths = [p for p in sorted(knees.iterdir()) if p.name.rsplit("_", 1)[0] in train_scans]
+    pixels = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths]) / 255
+    preprocessing = Perceiver.from_checkpoint(finished_run / "best.pt").preprocessing
+    assert preprocessing["mean"] == pytest.approx(pixels.mean(), abs=1e-6)
+    assert preprocessing["std"] == pytest.approx(pixels.std(), abs=1e-6)
+    assert preprocessing["classes"] == ["left", "right"]
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(finished_run, knees, tmp_path):
+    for seed in ("0", "1"):
+        arguments = ["--data-dir", str(knees), "--output-dir", str(tmp_path / seed), *TINY]
+        assert train.main([*arguments, "--seed", seed, "--epochs", "1"]) == 0
+    first = read_csv(finished_run / "metrics.csv")[0]
+    again = read_csv(tmp_path / "0" / "metrics.csv")[0]
+    other = read_csv(tmp_path / "1" / "metrics.csv")[0]
+    assert (again["train_loss"], again["val_loss"]) == (first["train_loss"], first["val_loss"])
+    assert other["train_loss"] != first["train_loss"]
+
+
+def test_every_slice_is_seen_exactly_once_an_epoch(monkeypatch):
+    seen = []
+
+    class Recorder(Perceiver):
+        def normalise(self, pixels):
+            seen.extend(pixels[:, 0, 0, 0].tolist())
+            return super().normalise(pixels)
+
+    model = Recorder(2, 4.0, 1, num_latents=2, latent_dim=4, latent_heads=1, latent_dim_head=4)
+    images = torch.arange(37, dtype=torch.uint8)[:, None, None, None].expand(37, 1, 4, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    args = train.parse_args(["--data-dir", "x", "-b", "8"])
+    labels = torch.zeros(37, dtype=torch.long)
+    for epoch in (1, 2):
+        train.train_one_epoch(model, images, labels, optimizer, epoch, args)
+    assert sorted(seen[:37]) == sorted(seen[37:]) == list(range(37))
+    assert seen[:37] != seen[37:] and seen[:37] != sorted(seen[:37])
+
+
+def test_a_used_run_folder_is_refused_and_left_alone(finished_run, knees, capsys):
+    before = {path: path.read_bytes() for path in finished_run.iterdir()}
+    arguments = ["--data-dir", str(knees), "--output-dir", str(finished_run), *TINY]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert str(finished_run) in error and "already holds a run" in error
+    assert {path: path.read_bytes() for path in finished_run.iterdir()} == before
+
+
+def test_dry_run_takes_a_step_and_writes_nothing(knees, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--data-dir", str(knees), *TINY, "--dry-run"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    output = capsys.readouterr().out
+    assert "128 slices, 16 scans, 8 patients" in output and "one step, loss" in output
+
+
+def test_leaking_split_file_is_refused_with_the_patients_name(knees, tmp_path, capsys):
+    scans = dataset.group_scans(dataset.find_slices(knees)[0])
+    subset_of = {name: "test" if "LEFT" in name else "train" for name in scans}
+    subset_of[next(iter(scans))] = "val"
+    dataset.write_split(tmp_path / "leak.csv", scans, subset_of)
+    arguments = ["--data-dir", str(knees), "--split-file", str(tmp_path / "leak.csv"), *TINY]
+    assert train.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 2
+    assert "OAI9000003 (test, train)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_scan_split_says_that_patients_straddle(knees, tmp_path, capsys):
+    """A patient without a left knee shifts the cut of the left list against that of the right."""
+    shutil.copytree(knees, tmp_path / "knees")
+    for path in (tmp_path / "knees").glob("OAI9000007_*LEFT*"):
+        path.unlink()
+    arguments = ["--data-dir", str(tmp_path / "knees"), *TINY, "--dry-run"]
+    assert train.main(arguments) == 0
+    assert "straddle" not in capsys.readouterr().out
+    assert train.main([*arguments, "--split", "scan"]) == 0
+    assert "2 patients straddle subsets" in capsys.readouterr().out
+
+
+def test_all_unreadable_files_are_listed_before_training_and_nothing_is_written(
+    knees, tmp_path, capsys
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(knees, broken)
+    names = [path.name for path in sorted(broken.iterdir())][3:90:40]
+    for name in names:
+        (broken / name).write_bytes((broken / name).read_bytes()[:60])
+    arguments = ["--data-dir", str(broken), "--output-dir", str(tmp_path / "run"), *TINY]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert len(names) == 3 and all(name in error for name in names)
+    assert not (tmp_path / "run").exists()
+
+
+def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *TINY]
+    assert train.main([*arguments, "--lr", "1e30"]) == 1
+    assert "epoch 1" in capsys.readouterr().err
+    assert not (folder / "best.pt").exists() and not (folder / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data-dir", "nowhere"], "nowhere: no such folder"),
+        (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
+        (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
+        (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and 0.125"),
+        (["--data-dir", "KNEES", "--device", "tpu9"], "tpu9"),
+        ([], "--data-dir"),
+        (["--data-dir", "KNEES", "--epochs", "0"], "--epochs"),
+        (["--data-dir", "KNEES", "--lr", "nan"], "--lr"),
+        (["--data-dir", "KNEES", "--demo"], "--demo"),
+    ],
+)
+def test_unusable_arguments_exit_2_and_are_named(knees, tmp_path, capsys, arguments, message):
+    arguments = [str(knees) if word == "KNEES" else word for word in arguments]
+    try:
+        code = train.main([*arguments, "--output-dir", str(tmp_path / "run")])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_model_argument_has_a_flag_with_the_same_default():
+    args = vars(train.parse_args(["--data-dir", "x"]))
+    for name, parameter in inspect.signature(Perceiver).parameters.items():
+        if name not in ("input_channels", "input_axis", "num_classes"):  # these follow the data
+            assert args[name] == parameter.default, name
+
+
+def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
+    write_knees(tmp_path / "knees", patients=3, slices=2)
+    command = [sys.executable, ROOT / "train.py", "--data-dir", "knees", *TINY]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("val loss") == 12 and "next: python predict.py" in done.stdout
+    assert done.stderr == ""
+    assert len(list((tmp_path / "runs").iterdir())) == 1
