@@ -217,10 +217,7 @@ def test_compare_puts_a_run_beside_its_references(folder, split, tmp_path, capsy
     assert [row["model"] for row in rows] == ["Perceiver", "logistic regression", "small CNN"]
     assert rows[0]["slices"] == json.loads((run / "test_metrics.json").read_text())["slices"]
     assert all(row["slices"]["count"] == 80 for row in rows)
-    assert (
-        printed.strip() == garments.table(rows)
-       
-    )
+    assert printed.strip() == garments.table(rows)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
