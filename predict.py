@@ -31,13 +31,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="predict.py", description="Tell left from right knees with a trained checkpoint."
     )
-    parser.add_argument("checkpoint", type=Path, help="best.pt of a run")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files and folders of them")
-    parser.add_argument("-o", "--output", type=Path, help="CSV with a row for each slice")
-    parser.add_argument("-b", "--batch-size", type=int, default=64, help="(default: 64)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="CSV", help="CSV with a row for each slice"
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=int, default=64, metavar="N", help="(default: 64)"
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument(
-        "-j", "--workers", type=int, help="threads that decode (default: all cores)"
+        "-j", "--workers", type=int, metavar="N", help="threads that decode (default: all cores)"
     )
     args = parser.parse_args(argv)
     if args.batch_size < 1:
