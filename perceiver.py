@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -248,13 +249,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tenso
 class PerceiverBlock(nn.Module):
     """One iteration: read the tokens, then think about them `self_per_cross_attn` times."""
 
-    def __init__(self, cross_attention: CrossAttention, latent_layers: list[nn.Module]):
+    def __init__(
+        self,
+        cross_attention: CrossAttention,
+        latent_layers: list[nn.Module],
+        checkpoint_latents: bool,
+    ):
         super().__init__()
         self.cross_attention = cross_attention
+        self.checkpoint_latents = checkpoint_latents
         self.latent_layers = nn.Sequential(*latent_layers)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        return self.latent_layers(self.cross_attention(x, tokens))
+        x = self.cross_attention(x, tokens)
+        if self.checkpoint_latents and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(self.latent_layers, x, use_reentrant=False)
+        return self.latent_layers(x)
 
 
 class Perceiver(nn.Module):
@@ -278,6 +288,8 @@ class Perceiver(nn.Module):
             (section 3.1 of the paper); if false, each iteration has its own.
         fourier_encode_data: join Fourier position features to the channels; if false, the input
             must carry its positions itself.
+        checkpoint_latents: keep only the input of each iteration's latent layers for backward, and
+            compute them again there (gradient checkpointing): the same results in less memory.
 
     Raises:
         ValueError: a size below 1, a dropout outside [0, 1) or an unknown activation.
@@ -304,6 +316,7 @@ class Perceiver(nn.Module):
         self_per_cross_attn: int = 1,
         weight_tie_layers: bool = True,
         fourier_encode_data: bool = True,
+        checkpoint_latents: bool = False,
     ):
         # What a checkpoint needs to build this model again: every argument, by name.
         config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
@@ -325,7 +338,7 @@ class Perceiver(nn.Module):
             cross_attention = CrossAttention(
                 latent_dim, token_dim, cross_heads, cross_dim_head, attention_dropout
             )
-            return PerceiverBlock(cross_attention, latent_layers)
+            return PerceiverBlock(cross_attention, latent_layers, checkpoint_latents)
 
         self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
         nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)

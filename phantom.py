@@ -78,7 +78,7 @@ SHADING = 0.2  # standard deviation of each term of the coil's shading, from cen
 # much: this is what makes the task hard for a linear model on pixels (95 to 96% of the slices of
 # unseen patients). Each scan shows much of it, so that a model that sees shape can learn it from a
 # few patients; pose that differs between scans alone could not be learned from so few.
-SWAY = {"forward": 16.0, "up": 10.0, "lean": 23.0}  # mm, mm, degrees
+SWAY = {"forward": 14.0, "up": 9.0, "lean": 20.0}  # mm, mm, degrees
 SWAY_PERIOD = (10.0, 20.0)
 
 

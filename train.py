@@ -37,6 +37,7 @@ from tqdm import tqdm
 import dataset
 import phantom
 import plots
+from augment import Augmentation
 from dataset import SIDES, SUBSETS, DataError, Slice
 from metrics import scan_means, score
 from perceiver import Perceiver, autocast, choose_device
@@ -136,6 +137,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "self_per_cross_attn": "latent self-attention layers for each cross-attention",
         "weight_tie_layers": "share weights between iterations after the first",
         "fourier_encode_data": "join Fourier position features to the pixels",
+        "checkpoint_latents": "compute latent layers again in backward: less memory, more time",
     }.items():
         default = defaults[name]
         text = f"{text} (default: {default})"
@@ -178,6 +180,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="factor on the learning rate after each epoch (default: 0.995)",
     )
     optimisation.add_argument(
+        "--augment",
+        action="store_true",
+        help="shift, turn, scale and brighten training slices a little, at random; add noise",
+    )
+    optimisation.add_argument(
+        "--mirror-swap",
+        action="store_true",
+        help="mirror half of the training slices and swap their labels",
+    )
+    optimisation.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of split, weights and order (default: 0)"
     )
 
@@ -190,6 +202,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--amp",
         action=argparse.BooleanOptionalAction,
         help="bfloat16 autocast (default: on a GPU only)",
+    )
+    run.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the latent layers (on a CPU it takes a C++ compiler)",
     )
     run.add_argument(
         "-j",
@@ -283,18 +300,20 @@ def train_one_epoch(
     torch.manual_seed(args.seed * 1_000_003 + epoch)
     order = torch.randperm(len(images)).to(images.device)
     batches = order.split(args.batch_size)[:max_steps]
+    change = Augmentation(images, args.seed, epoch, args.augment, args.mirror_swap)
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), device=images.device)
     for batch in tqdm(batches, f"epoch {epoch}", unit="step", leave=False, disable=None):
+        pixels, sides = change(images[batch], labels[batch], batch)
         with autocast(images.device, args.amp):
-            logits = model(model.normalise(images[batch]))
-        loss = F.cross_entropy(logits.float(), labels[batch])
+            logits = model(model.normalise(pixels))
+        loss = F.cross_entropy(logits.float(), sides)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss_sum += loss.detach() * len(batch)
-        correct += (logits.argmax(dim=1) == labels[batch]).sum()
+        correct += (logits.argmax(dim=1) == sides).sum()
     seen = sum(map(len, batches))
     return loss_sum.item() / seen, correct.item() / seen
 
@@ -431,7 +450,11 @@ def run(args: argparse.Namespace) -> int:
     data = {name: (s, x.to(device), y.to(device)) for name, (s, x, y) in data.items()}
     _, images, labels = data["train"]
     _, val_images, val_labels = data["val"]
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    if args.compile:
+        for block in model.blocks:  # reading tokens is a few large kernels already
+            block.latent_layers.compile()
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=args.lr_decay)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = args.image_size[0] * args.image_size[1]
@@ -492,7 +515,7 @@ def run(args: argparse.Namespace) -> int:
         )
 
     metrics = test(folder, *data["test"], args)
-    print(f"test, best epoch, {metrics['patients']} patients it never saw:")
+    print(f"test of the best epoch, patients it never saw: {metrics['patients']}")
     if leaks:
         print("  (not quite: with --split scan other scans of theirs were trained on)")
     for unit in ("slices", "scans"):
@@ -515,6 +538,10 @@ def main(argv: list[str] | None = None) -> int:
         return run(args)
     except (ValueError, OSError) as error:  # DataError among them
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        print(f"train.py: --compile: {reason}; leave it out", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)

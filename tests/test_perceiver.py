@@ -2,14 +2,16 @@
 
 import math
 import pickle
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import perceiver
 from benchmarks.peers import peer_names, perceiver_pytorch_like
-from perceiver import Perceiver, fourier_positions
+from perceiver import Perceiver, ReadTokens, fourier_positions
 
 SMALL = dict(num_latents=12, latent_dim=24, depth=3, latent_heads=2, latent_dim_head=10)
 GRIDS = {1: (97,), 2: (9, 14), 3: (5, 6, 7)}
@@ -54,6 +56,162 @@ def test_logits_and_gradients_equal_perceiver_pytorch(
         torch.testing.assert_close(
             gradients[name], parameter.grad, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_default_model_equals_perceiver_pytorch():
+    """At the experiment's sizes layers take other paths (oneDNN) than at those above."""
+    torch.manual_seed(0)
+    model = Perceiver(depth=2)
+    peer = perceiver_pytorch_like(model)
+    images = torch.randn(2, 1, 40, 70)
+    ours, theirs = model(images), peer(images.movedim(1, -1))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    ours[:, 0].sum().backward()
+    theirs[:, 0].sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = peer_names(gradients, model.config["depth"])
+    for name, parameter in peer.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Blocks so short that small inputs need several, of tokens and of samples."""
+    monkeypatch.setattr(ReadTokens, "BLOCK", 50)
+    monkeypatch.setattr(ReadTokens, "SCORES", 2000)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list:
+    """Grows by one with every direct read of the tokens."""
+    taken = []
+
+    def read_tokens(query, tokens):
+        taken.append(query.shape)
+        return ReadTokens.apply(query, tokens)
+
+    monkeypatch.setattr(perceiver, "read_tokens", read_tokens)
+    return taken
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("cross_heads", [1, 3])
+def test_direct_read_equals_keys_and_values(short_blocks, reads, axes, cross_heads):
+    """An input that wants a gradient takes the plain path: the same numbers, and its gradient."""
+    model = randomised(input_axis=axes, cross_heads=cross_heads)
+    images = torch.randn(3, 1, *GRIDS[axes])
+    direct = model(images)
+    direct.square().sum().backward()
+    assert len(reads) == model.config["depth"]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    images.requires_grad_()
+    plain = model(images)
+    plain.square().sum().backward()
+    assert len(reads) == model.config["depth"]
+    torch.testing.assert_close(direct, plain, atol=1e-5, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-5)
+
+    theirs = images.detach().clone().requires_grad_()
+    perceiver_pytorch_like(model)(theirs.movedim(1, -1)).square().sum().backward()
+    torch.testing.assert_close(images.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, training, expected",
+    [
+        ({}, True, True),
+        ({"cross_dim_head": 27}, True, True),
+        ({"cross_dim_head": 26}, True, False),  # 27 features: keys and values are narrower
+        ({"attention_dropout": 0.1}, True, False),
+        ({"attention_dropout": 0.1}, False, True),
+        ({"ff_dropout": 0.1}, True, True),
+    ],
+)
+def test_tokens_are_read_directly_where_it_pays(reads, arguments, training, expected):
+    randomised(**arguments).train(training)(torch.randn(1, 1, 8, 8))
+    assert bool(reads) == expected
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 30.0, 3000.0])
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_any_scores_in_any_order_are_read_exactly(short_blocks, sharpness, order):
+    """Later blocks may hold scores far above those of the first, whose maximum is the shift."""
+    torch.manual_seed(0)
+    tokens = torch.randn(3, 170, 8, dtype=torch.float64)
+    tokens = tokens * torch.linspace(0.01, 1, 170, dtype=torch.float64)[:, None]
+    tokens = tokens if order == "rising" else tokens.flip(1)
+    tokens[..., 0] = 1
+    query = sharpness * torch.randn(3, 12, 8, dtype=torch.float64)
+    weights = torch.randn(3, 12, 8, dtype=torch.float64)
+    results = []
+    for read in (ReadTokens.apply, lambda q, t: (q @ t.mT).softmax(dim=2) @ t):
+        q = query.clone().requires_grad_()
+        result = read(q, tokens)
+        (result * weights).sum().backward()
+        results.append((result, q.grad))
+    torch.testing.assert_close(results[0], results[1], atol=1e-10, rtol=1e-10)
+    single = ReadTokens.apply(query.float(), tokens.float())
+    exact = (query.float().double() @ tokens.float().double().mT).softmax(dim=2) @ tokens
+    torch.testing.assert_close(single.double(), exact, atol=1e-5 * max(1, sharpness), rtol=1e-5)
+
+
+def test_nothing_but_the_tokens_is_kept_for_each_token():
+    """What backward keeps grows by the tokens' own 128 bytes each, once for all iterations."""
+
+    def kept_bytes(size: int) -> int:
+        storages = {}
+
+        def keep(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(torch.randn(3, 1, size, size))
+        return sum(storages.values())
+
+    model = randomised(depth=4)
+    assert kept_bytes(64) - kept_bytes(32) == 3 * (64**2 - 32**2) * 128
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointed_latents_change_no_number(dropout):
+    images, results = torch.randn(2, 1, 9, 14), []
+    for checkpoint_latents in (False, True):
+        model = randomised(checkpoint_latents=checkpoint_latents, ff_dropout=dropout)
+        torch.manual_seed(1)
+        logits = model(images)
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.parameters())])
+    for usual, checkpointed in zip(*results, strict=True):
+        assert torch.equal(usual, checkpointed)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
+def test_compiled_latent_layers_change_nothing():
+    model = randomised(depth=2)
+    images, results = torch.randn(2, 1, 9, 14), []
+    for compiled in (False, True):
+        if compiled:
+            for block in model.blocks:
+                block.latent_layers.compile()
+        model.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    assert model.state_dict().keys() == randomised(depth=2).state_dict().keys()
+
+
+def test_autocast_on_a_cpu_stays_near():
+    model = randomised()
+    images = torch.randn(2, 1, 9, 14)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    logits.float().sum().backward()
+    torch.testing.assert_close(logits.float(), model(images), atol=0.05, rtol=0.05)
 
 
 def test_embeddings_equal_perceiver_pytorch_also_without_positions():
