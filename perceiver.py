@@ -49,8 +49,27 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() >= 2**16 and onednn_takes(x):
-            return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
+            return OneDNNLinear.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """F.linear in float32 that keeps its input for backward, and not oneDNN's copy as well."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grads = torch.ops.aten.mkldnn_linear_backward(
+            x.to_mkldnn(), grad.contiguous().to_mkldnn(), weight, ctx.needs_input_grad
+        )
+        wanted = zip(grads, ctx.needs_input_grad, strict=True)
+        return tuple((g.to_dense() if g.is_mkldnn else g) if w else None for g, w in wanted)
 
 
 def onednn_takes(x: Tensor) -> bool:
