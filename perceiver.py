@@ -44,34 +44,6 @@ def fourier_positions(
     return features.flatten(0, len(axes) - 1).flatten(1)  # (tokens, features)
 
 
-class Linear(nn.Linear):
-    """nn.Linear, on a CPU by way of oneDNN where that is worth the conversion."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel() >= 2**16 and onednn_takes(x):
-            return OneDNNLinear.apply(x, self.weight, self.bias)
-        return super().forward(x)
-
-
-class OneDNNLinear(torch.autograd.Function):
-    """F.linear in float32 that keeps its input for backward, and not oneDNN's copy as well."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grads = torch.ops.aten.mkldnn_linear_backward(
-            x.to_mkldnn(), grad.contiguous().to_mkldnn(), weight, ctx.needs_input_grad
-        )
-        wanted = zip(grads, ctx.needs_input_grad, strict=True)
-        return tuple((g.to_dense() if g.is_mkldnn else g) if w else None for g, w in wanted)
-
-
 def onednn_takes(x: Tensor) -> bool:
     """PyTorch multiplies float32 matrices with MKL, on AMD processors half as fast as oneDNN."""
     return (
@@ -81,6 +53,44 @@ def onednn_takes(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a bT + bias with oneDNN: (..., inner), (outer, inner), (outer,) -> (..., outer); no autograd.
+
+    The operator is the one that torch.compile calls for a linear layer on a CPU.
+    """
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+class Linear(nn.Linear):
+    """nn.Linear, on a CPU by way of oneDNN where that is worth a call from Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() >= 2**16 and onednn_takes(x):
+            return OneDNNLinear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """F.linear whose three matrix products are oneDNN's."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            onednn_product(grad, weight.t()) if wants_x else None,
+            onednn_product(rows.t(), x.flatten(0, -2).t()) if wants_weight else None,
+            rows.sum(dim=0) if wants_bias else None,
+        )
 
 
 class GEGLU(nn.Module):
@@ -197,11 +207,11 @@ class ReadTokens(torch.autograd.Function):
                 yield slice(sample, sample + group), slice(start, start + block)
 
     @staticmethod
-    def scores(query: Tensor, tokens: Tensor) -> Tensor:
-        """query tokensT: (group, rows, width), (group, block, width) -> (group, rows, block)."""
-        if len(query) == 1 and onednn_takes(query):
-            return F.linear(query[0].to_mkldnn(), tokens[0]).to_dense()[None]
-        return query @ tokens.mT
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        """a bT: (group, rows, inner), (group, outer, inner) -> (group, rows, outer)."""
+        if len(a) == 1 and onednn_takes(a):
+            return onednn_product(a[0], b[0])[None]
+        return a @ b.mT
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
@@ -210,15 +220,15 @@ class ReadTokens(torch.autograd.Function):
         read = torch.zeros_like(query)
         for samples, block in ReadTokens.blocks(query, tokens):
             q, t = query[samples], tokens[samples, block]
-            scores = ReadTokens.scores(q, t)
+            scores = ReadTokens.product(q, t)
             top = scores.amax(dim=2)
             # Shift by the largest score of the first block; later only if one would overflow.
             if block.start == 0 or top.max() > 64:
                 top = top if block.start == 0 else top.clamp(min=0)
                 scores -= top[..., None]
                 q[..., 0] -= top
-                read[samples] *= top.neg().exp2()[..., None]
-            read[samples].baddbmm_(scores.exp2_(), t)
+                read[samples].mul_(top.neg().exp2()[..., None])
+            read[samples].add_(ReadTokens.product(scores.exp2_(), t.mT))
         total = read[..., :1].clone()
         read /= total
         query[..., :1] -= total.log2()  # from here on, 2 ** (query . token) is the weight itself
@@ -236,9 +246,9 @@ class ReadTokens(torch.autograd.Function):
         grad[..., 0] -= (grad * read).sum(dim=-1)
         for samples, block in ReadTokens.blocks(query, tokens):
             t = tokens[samples, block]
-            weights = ReadTokens.scores(query[samples], t).exp2_()
-            weights *= ReadTokens.scores(grad[samples], t)
-            grad_query[samples].baddbmm_(weights, t)
+            weights = ReadTokens.product(query[samples], t).exp2_()
+            weights *= ReadTokens.product(grad[samples], t)
+            grad_query[samples].add_(ReadTokens.product(weights, t.mT))
         return grad_query, None
 
 

@@ -373,7 +373,7 @@ def test_file_that_is_no_checkpoint_is_one_line_naming_it(tmp_path, monkeypatch)
 def test_module_needs_torch_and_einops_only():
     """A copy of perceiver.py in a notebook works alone."""
     code = """if True:
-        import sys, torch, einops
+        import sys, torch, torch.utils.checkpoint, einops
         allowed = {name.split(".")[0] for name in sys.modules} | set(sys.stdlib_module_names)
         import perceiver
         new = {name.split(".")[0] for name in sys.modules} - allowed - {"perceiver"}
