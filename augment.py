@@ -39,7 +39,7 @@ class Augmentation:
         """images (count, channels, height, width) gives count, size and device; it is not kept."""
         self.change, self.mirror_swap = change, mirror_swap
         count, _, *size = images.shape
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         # Uniform in [-1, 1): shift down and right, rotation, scale, gain, offset, noise; mirror.
         self.draws = (torch.rand(count, 8, generator=generator) * 2 - 1).to(images.device)
         self.noise = torch.randn(NOISE_IMAGES, 1, *size, generator=generator).to(images.device)

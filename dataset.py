@@ -79,8 +79,9 @@ def natural_order(name: str) -> list:
 def parse_name(path: Path) -> Slice | None:
     """What an image's path says, by its AKOA name or by a folder `left` or `right` that it lies in.
 
-    In such a folder `left/p01/7.png` and `left/p01_7.png` are slice 7 of a scan of patient p01,
-    and `right/p01_7.png` is the same patient's other knee. Returns None if nothing tells the side.
+    Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` (also with folders in between,
+    `left/p01/visit2/7.png`) and `p01/left/7.png` are slice 7 of a left knee of patient p01. Returns
+    None if nothing tells the side.
 
     Raises:
         DataError: name and folder tell different sides.
@@ -96,8 +97,10 @@ def parse_name(path: Path) -> Slice | None:
         return None
     position = max(i for i, part in enumerate(path.parts) if part.lower() == folder_side)
     name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem).groups()
-    patient = "/".join([*path.parts[position + 1 : -1], name]).strip("/") or folder_side
-    return Slice(str(path), folder_side, patient, f"{folder_side}/{patient}", int(index or 0))
+    above, below = path.parts[:position], path.parts[position + 1 : -1]
+    patient = next(iter([*below[:1], *filter(None, [name]), *above[-1:]]), folder_side)
+    scan = "/".join(filter(None, [*above, folder_side, *below, name]))
+    return Slice(str(path), folder_side, patient, scan, int(index or 0))
 
 
 def find_slices(data_dir: str | Path) -> tuple[list[Slice], list[str]]:
@@ -343,6 +346,8 @@ def read_split(path: str | Path, scans: dict[str, list[Slice]]) -> dict[str, str
             raise DataError(
                 f"{path}, line {line}: subset must be train, val or test, got {row['subset']!r}"
             )
+        if not row["scan"]:
+            raise DataError(f"{path}, line {line}: names no scan")
         if subset_of.setdefault(row["scan"], row["subset"]) != row["subset"]:
             raise DataError(f"{path}, line {line}: scan {row['scan']} is in two subsets")
     for names, problem in [
@@ -386,6 +391,8 @@ def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
     with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a slice")
+        if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+            raise ValueError("more than 16 bits a pixel: convert it to 8 or 16 bits")
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).astype(np.float32))
         elif image.has_transparency_data:

@@ -12,7 +12,6 @@ arXiv:2103.03206 (section 3 and appendix D); GEGLU: Shazeer 2020, arXiv:2002.052
 """
 
 import math
-import pickle
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -175,6 +174,7 @@ class CrossAttention(nn.Module):
 def read_tokens(query: Tensor, tokens: Tensor) -> Tensor:
     """softmax(query tokensT) tokens: attention whose keys and values are the tokens themselves.
 
+    Each token begins with a 1, which `ReadTokens` relies on.
     query (batch, rows, width) and tokens (batch, tokens, width) -> (batch, rows, width).
     """
     if tokens.device.type == "cpu":
@@ -217,6 +217,7 @@ class ReadTokens(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, query: Tensor, tokens: Tensor) -> Tensor:
         query = query * math.log2(math.e)
+        query[..., 0] = 0  # softmax cancels what is the same for all tokens
         read = torch.zeros_like(query)
         for samples, block in ReadTokens.blocks(query, tokens):
             q, t = query[samples], tokens[samples, block]
@@ -224,10 +225,11 @@ class ReadTokens(torch.autograd.Function):
             top = scores.amax(dim=2)
             # Shift by the largest score of the first block; later only if one would overflow.
             if block.start == 0 or top.max() > 64:
-                top = top if block.start == 0 else top.clamp(min=0)
+                if block.start > 0:
+                    top.clamp_(min=0)
+                    read[samples].mul_(top.neg().exp2()[..., None])
                 scores -= top[..., None]
                 q[..., 0] -= top
-                read[samples].mul_(top.neg().exp2()[..., None])
             read[samples].add_(ReadTokens.product(scores.exp2_(), t.mT))
         total = read[..., :1].clone()
         read /= total
@@ -451,11 +453,14 @@ class Perceiver(nn.Module):
         Dropout is off. Apply `.softmax(dim=1)` for probabilities. `amp` as in `autocast`.
         """
         device, training = self.latents.device, self.training
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"expected uint8 pixels, not normalised, got {pixels.dtype}")
         self.eval()
         logits = [torch.empty(0, self.config["num_classes"])]
-        for batch in pixels.split(batch_size):
+        for start in range(0, len(pixels), batch_size):
+            batch = pixels[start : start + batch_size].to(device)
             with autocast(device, amp):
-                logits.append(self(self.normalise(batch.to(device))).float())
+                logits.append(self(self.normalise(batch)).float())
         self.train(training)
         return torch.cat([batch.to("cpu") for batch in logits])
 
@@ -474,6 +479,9 @@ class Perceiver(nn.Module):
         try:
             model = cls(**checkpoint["config"])
             model.load_state_dict(checkpoint["model"])
+            for name, tensor in model.state_dict().items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name} is not finite")
             model.preprocessing = checkpoint["preprocessing"]
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
@@ -486,8 +494,8 @@ def choose_device(name: str | None = None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        return torch.zeros(1, device=name).add_(1).cpu() and torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from error
 
 
@@ -512,12 +520,14 @@ def read_checkpoint(path: str | Path) -> dict:
         ):  # about the pickle protocol of files that are refused anyway
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a foreign file can make the unpickler raise anything
         raise ValueError(
             f"{path}: not a readable checkpoint (truncated, or another file)"
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: not a checkpoint: holds a {type(checkpoint).__name__}")
+    if missing := {"config", "model", "preprocessing"} - checkpoint.keys():
+        raise ValueError(f"{path}: not a checkpoint of this Perceiver: no {min(missing)} in it")
     return checkpoint
 
 
@@ -537,5 +547,10 @@ def check_config(config: dict) -> None:
     for name in ("attention_dropout", "ff_dropout"):
         if not 0 <= config[name] < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {config[name]!r}")
+    if config["input_channels"] == 1 and not config["fourier_encode_data"]:
+        raise ValueError(
+            "fourier_encode_data=False takes 2 input_channels or more, got 1: LayerNorm turns a "
+            "token of one feature into 0"
+        )
     if config["activation"] not in ("geglu", "gelu"):
         raise ValueError(f"activation must be 'geglu' or 'gelu', got {config['activation']!r}")

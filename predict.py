@@ -15,12 +15,14 @@ import csv
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 import dataset
+import runs
 from metrics import scan_means
 from perceiver import Perceiver, choose_device
 
@@ -98,7 +100,11 @@ def predict_files(
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.output and (args.output.suffix.lower() != ".csv" or not args.output.parent.is_dir()):
+        raise ValueError(f"--output {args.output}: expected a .csv file in a folder that exists")
     model = Perceiver.from_checkpoint(args.checkpoint, choose_device(args.device))
+    if "image_size" not in model.preprocessing:
+        raise ValueError(f"{args.checkpoint}: does not say the image_size that it was trained on")
     files = list(list_files(args.paths))
     rows = list(predict_files(model, files, args))
     if args.output:
@@ -107,10 +113,11 @@ def run(args: argparse.Namespace) -> int:
     read = [(path, p) for path, p, error in rows if not error]
     scans = [scan_of(path) for path, _ in read]
     by_scan = scan_means([p for _, p in read], scans)
+    sizes = Counter(scans)
     width = max(map(len, by_scan), default=0)
     for scan, p in by_scan.items():
         label = dataset.SIDES[int(p > 0.5)]
-        print(f"{scan:<{width}}  {label:<5}  p_right {p:.3f}  {scans.count(scan)} slices")
+        print(f"{scan:<{width}}  {label:<5}  p_right {p:.3f}  {sizes[scan]} slices")
     failed = [(path, error) for path, _, error in rows if error]
     for path, error in failed:
         print(f"predict.py: {path}: {error}", file=sys.stderr)
@@ -119,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
 
 def write_rows(output: Path, rows: list[tuple[str, float | None, str]]) -> None:
     """Write the CSV `path,scan,label,p_left,p_right,error`."""
-    with open(output, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        runs.whole_file(output) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["path", "scan", "label", "p_left", "p_right", "error"])
         for path, p, error in rows:

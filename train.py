@@ -3,254 +3,65 @@
     python train.py --demo                            # synthetic knees, a small model, minutes
     python train.py --data-dir AKOA_Analysis          # the experiment
     python train.py --data-dir AKOA_Analysis --split scan --dry-run
+    python train.py --resume runs/my-run              # goes on as if it had never stopped
+    torchrun --nproc-per-node 4 train.py --data-dir AKOA_Analysis --output-dir runs/my-run
 
 In order: read and check all slices, put whole patients into train, val and test, train, keep the
 checkpoint with the lowest validation loss, test that one on patients it never saw. A run folder
 holds all of it: args.json, split.csv, metrics.csv, curves.png, last.pt, best.pt, test_metrics.json,
 test_predictions.csv and confusion_matrix.png.
 
-Exit codes: 0 done, 1 the loss became non-finite, 2 unusable arguments or data, 130 interrupted.
+Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusable arguments or
+data, 130 / 143 stopped by SIGINT / SIGTERM after saving.
 """
 
 import argparse
-import csv
+import errno
 import inspect
-import json
 import math
-import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import einops
-import numpy as np
-import PIL
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import dataset
 import phantom
 import plots
+import runs
+from arguments import DEMO_PATIENTS, parse_args
 from augment import Augmentation
 from dataset import SIDES, SUBSETS, DataError, Slice
 from metrics import scan_means, score
-from perceiver import Perceiver, autocast, choose_device
-
-RUN_FILES = ("args.json", "split.csv", "metrics.csv", "last.pt", "best.pt", "test_metrics.json")
-
-# What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
-# augmentation keep so small a model from telling 18 patients apart by detail.
-DEMO_PATIENTS = 24
-DEMO = {
-    "data_dir": Path(f"phantoms/{DEMO_PATIENTS}-patients"),
-    "image_size": (38, 43),
-    "num_freq_bands": 3,
-    "max_freq": 4.0,
-    "num_latents": 32,
-    "latent_dim": 64,
-    "depth": 3,
-    "latent_heads": 4,
-    "latent_dim_head": 16,
-    "epochs": 24,
-    "batch_size": 32,
-    "lr": 1e-3,
-    "lr_decay": 0.9,
-    "augment": True,
-    "mirror_swap": True,
-}
-
-
-# ---- arguments -----------------------------------------------------------------------------------
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Arguments of the command line; --demo changes defaults, and named flags still win."""
-    defaults = {name: p.default for name, p in inspect.signature(Perceiver).parameters.items()}
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train a Perceiver to tell left from right knees, and test it.",
-        epilog="A run folder that already holds a run is never overwritten.",
-    )
-
-    data = parser.add_argument_group("data")
-    source = data.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder of slices, however nested"
-    )
-    source.add_argument(
-        "--demo",
-        action="store_true",
-        help=f"synthetic knees of {DEMO_PATIENTS} patients (kept in phantoms/) and a small model",
-    )
-    data.add_argument(
-        "--split",
-        choices=["patient", "scan"],
-        default="patient",
-        help="what stays whole: patients, or scans as in the original experiment, which leaks "
-        "patients (default: patient)",
-    )
-    data.add_argument(
-        "--split-file", type=Path, metavar="CSV", help="CSV with columns subset and scan"
-    )
-    data.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="X",
-        help="share held out for validation (default: 0.125)",
-    )
-    data.add_argument(
-        "--test-fraction",
-        type=float,
-        metavar="X",
-        help="share held out for the test (default: 0.125; with --split scan both default to the "
-        "experiment's shares)",
-    )
-    data.add_argument(
-        "--image-size",
-        type=positive_int,
-        nargs=2,
-        metavar=("H", "W"),
-        default=(76, 86),
-        help="height and width that slices are resized to (default: 76 86)",
-    )
-
-    # The number of channels, axes and classes follow from the data.
-    model = parser.add_argument_group("model (arguments of perceiver.Perceiver)")
-    for name, text in {
-        "num_freq_bands": "frequencies of the position encoding",
-        "max_freq": "twice the highest frequency of the position encoding",
-        "depth": "how many times the latents read the tokens",
-        "num_latents": "length of the latent array",
-        "latent_dim": "width of the latent array",
-        "cross_heads": "heads of the cross-attention",
-        "latent_heads": "heads of the latent self-attention",
-        "cross_dim_head": "width of a cross-attention head",
-        "latent_dim_head": "width of a self-attention head",
-        "attention_dropout": "dropout of attention weights",
-        "ff_dropout": "dropout of feed-forward outputs",
-        "activation": "feed-forward activation",
-        "self_per_cross_attn": "latent self-attention layers for each cross-attention",
-        "weight_tie_layers": "share weights between iterations after the first",
-        "fourier_encode_data": "join Fourier position features to the pixels",
-        "checkpoint_latents": "compute latent layers again in backward: less memory, more time",
-    }.items():
-        default = defaults[name]
-        text = f"{text} (default: {default})"
-        flag = "--" + name.replace("_", "-")
-        if isinstance(default, bool):
-            action = argparse.BooleanOptionalAction
-            model.add_argument(flag, action=action, default=default, help=text)
-        elif isinstance(default, str):
-            model.add_argument(flag, choices=["geglu", "gelu"], default=default, help=text)
-        else:
-            metavar = "N" if isinstance(default, int) else "X"
-            model.add_argument(
-                flag, type=type(default), default=default, metavar=metavar, help=text
-            )
-
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument(
-        "--epochs", type=positive_int, default=20, metavar="N", help="(default: 20)"
-    )
-    optimisation.add_argument(
-        "-b",
-        "--batch-size",
-        type=positive_int,
-        default=64,
-        metavar="N",
-        help="slices a step (default: 64)",
-    )
-    optimisation.add_argument(
-        "--lr",
-        type=positive_float,
-        default=2e-4,
-        metavar="X",
-        help="Adam's learning rate (default: 2e-4)",
-    )
-    optimisation.add_argument(
-        "--lr-decay",
-        type=positive_float,
-        default=0.995,
-        metavar="X",
-        help="factor on the learning rate after each epoch (default: 0.995)",
-    )
-    optimisation.add_argument(
-        "--augment",
-        action="store_true",
-        help="shift, turn, scale and brighten training slices a little, at random; add noise",
-    )
-    optimisation.add_argument(
-        "--mirror-swap",
-        action="store_true",
-        help="mirror half of the training slices and swap their labels",
-    )
-    optimisation.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of split, weights and order (default: 0)"
-    )
-
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--output-dir", type=Path, metavar="RUN", help="run folder (default: runs/<time>)"
-    )
-    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    run.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="bfloat16 autocast (default: on a GPU only)",
-    )
-    run.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the latent layers (on a CPU it takes a C++ compiler)",
-    )
-    run.add_argument(
-        "-j",
-        "--workers",
-        type=positive_int,
-        metavar="N",
-        help="threads that decode (default: all cores)",
-    )
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="read, split, report, take one step, stop; no run folder is made",
-    )
-
-    args = parser.parse_args(argv)
-    if args.demo:
-        parser.set_defaults(**DEMO)
-        args = parser.parse_args(argv)
-    if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
-        parser.error("--split-file says which scans are held out: leave out the fractions")
-    return args
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
+from perceiver import Perceiver, autocast, choose_device, read_checkpoint
+from processes import (
+    StopSignals,
+    broadcast,
+    join_processes,
+    leave_processes,
+    processes,
+    rank,
+    reduce,
+    say,
+)
 
 # ---- data ----------------------------------------------------------------------------------------
 
 
 def choose_subsets(args: argparse.Namespace, scans: dict[str, list[Slice]]) -> dict[str, str]:
     """Scan name -> subset, checked: no patient straddles subsets unless --split scan allows it."""
-    if args.split_file:
+    if args.resume:
+        subset_of = dataset.read_split(args.resume / "split.csv", scans)
+    elif args.split_file:
         subset_of = dataset.read_split(args.split_file, scans)
     elif args.split == "scan":
         subset_of = dataset.split_by_scan(scans, args.val_fraction, args.test_fraction)
@@ -258,7 +69,7 @@ def choose_subsets(args: argparse.Namespace, scans: dict[str, list[Slice]]) -> d
         val = 0.125 if args.val_fraction is None else args.val_fraction
         test = 0.125 if args.test_fraction is None else args.test_fraction
         subset_of = dataset.split_by_patient(scans, val, test, args.seed)
-    if args.split == "patient":
+    if args.split_file or args.split == "patient":
         dataset.check_patients(scans, subset_of)
     return subset_of
 
@@ -283,55 +94,122 @@ def read_subsets(
 # ---- training and evaluation ---------------------------------------------------------------------
 
 
+@dataclass
+class Progress:
+    """How far a run has come: what last.pt holds besides weights and optimizer."""
+
+    epoch: int = 1  # the one in training
+    step: int = 0  # its steps that are done
+    loss_sum: float = 0.0  # over the slices of those steps
+    correct: float = 0.0
+    seconds: float = 0.0
+    best: float = math.inf  # lowest validation loss
+    rows: list[dict] = field(default_factory=list)  # of metrics.csv
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient that is not a number; the optimizer has not seen it."""
+
+
+class Stopped(Exception):
+    """A signal was received, and the run is saved. The argument is the signal's number."""
+
+
 def train_one_epoch(
-    model: Perceiver,
+    model: Perceiver | DistributedDataParallel,
     images: Tensor,
     labels: Tensor,
     optimizer: torch.optim.Optimizer,
-    epoch: int,
+    progress: Progress,
     args: argparse.Namespace,
-    max_steps: int | None = None,
-) -> tuple[float, float]:
-    """One pass over the training slices, each once. Returns mean loss and accuracy on the way.
+    signals: StopSignals,
+    save: Callable[[], None],
+) -> None:
+    """Train on each slice once, from step `progress.step` on, and keep `progress` up to date.
 
-    images (n, 1, height, width) uint8 and labels (n,) are on the model's device. The order, and
-    what dropout drops, follow from the seed and the epoch alone.
+    images (n, 1, height, width) uint8 and labels (n,) are on the model's device. Order, changes and
+    dropout follow from seed, epoch, step and process alone, so a resumed epoch is the same epoch.
+
+    Raises:
+        Stopped: after a signal, with the step done and saved.
+        NonFiniteError: before the optimizer has seen a loss or gradient that is not finite.
     """
     model.train()
-    torch.manual_seed(args.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(images)).to(images.device)
-    batches = order.split(args.batch_size)[:max_steps]
-    change = Augmentation(images, args.seed, epoch, args.augment, args.mirror_swap)
+    core = model.module if isinstance(model, DistributedDataParallel) else model
+    epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch_seed))
+    batches = order.to(images.device).split(args.batch_size)[: 1 if args.dry_run else None]
+    change = Augmentation(images, args.seed, progress.epoch, args.augment, args.mirror_swap)
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
-    loss_sum = torch.zeros((), device=images.device)
-    correct = torch.zeros((), device=images.device)
-    for batch in tqdm(batches, f"epoch {epoch}", unit="step", leave=False, disable=None):
-        pixels, sides = change(images[batch], labels[batch], batch)
-        with autocast(images.device, args.amp):
-            logits = model(model.normalise(pixels))
-        loss = F.cross_entropy(logits.float(), sides)
+    sums = torch.tensor([progress.loss_sum, progress.correct], device=images.device)
+    sums *= rank() == 0
+    first_failed = torch.full((), -1, device=images.device)
+    started = time.perf_counter() - progress.seconds
+    quiet = None if rank() == 0 else True  # None: a bar on a terminal, nothing in a log file
+    bar = tqdm(batches, f"epoch {progress.epoch}", unit="step", leave=False, disable=quiet)
+    bar.update(progress.step)
+    for step in range(progress.step, len(batches)):
+        torch.manual_seed(((epoch_seed * 1_000_003 + step) * 1_009 + rank()) % 2**63)
         optimizer.zero_grad()
-        loss.backward()
+        batch = batches[step]
+        # This process's share. A batch smaller than the processes leaves some a slice of weight 0.
+        share = batch[rank() :: processes()]
+        weight = processes() / len(batch) if len(share) else 0.0
+        parts = (share if len(share) else batch[:1]).tensor_split(args.grad_accumulation)
+        parts = [part for part in parts if len(part)]
+        for part in parts:
+            pixels, sides = change(images[part], labels[part], part)
+            waits = part is not parts[-1] and model is not core  # gradients are summed at the last
+            with model.no_sync() if waits else nullcontext():
+                with autocast(images.device, args.amp):
+                    logits = model(core.normalise(pixels))
+                loss = F.cross_entropy(logits.float(), sides, reduction="sum")
+                (loss * weight).backward()
+            correct = (logits.argmax(dim=1) == sides).sum()
+            sums += torch.stack([loss.detach(), correct.float()]) * bool(weight)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
+        fails = ~torch.isfinite(norm) & (first_failed < 0)
+        first_failed = torch.where(fails, step, first_failed)
+        if images.device.type == "cuda":  # this step and all after it are skipped: nothing waits
+            optimizer.found_inf = (first_failed >= 0).float()
+        elif first_failed >= 0:
+            raise NonFiniteError(step + 1, batch.tolist())
         optimizer.step()
-        loss_sum += loss.detach() * len(batch)
-        correct += (logits.argmax(dim=1) == sides).sum()
-    seen = sum(map(len, batches))
-    return loss_sum.item() / seen, correct.item() / seen
+        bar.update()
+
+        progress.step, stop = step + 1, signals.agreed()
+        saves = args.save_every_steps and progress.step % args.save_every_steps == 0
+        if stop or saves or progress.step == len(batches):
+            if (failed := int(first_failed)) >= 0:
+                raise NonFiniteError(failed + 1, batches[failed].tolist())
+            progress.loss_sum, progress.correct = reduce(sums.clone()).tolist()
+            progress.seconds = time.perf_counter() - started
+        if stop or (saves and progress.step < len(batches)):
+            save()
+        if stop:
+            raise Stopped(stop)
+    bar.close()
 
 
 def evaluate(
     model: Perceiver, images: Tensor, labels: Tensor, args: argparse.Namespace
 ) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the probability of `right` of each image (n,)."""
-    logits = model.predict_logits(images, args.batch_size, args.amp)
+    """Mean cross-entropy, and the probability of `right` of each image (n,).
+
+    Each process predicts its share, and each image counts once.
+    """
+    share = torch.arange(rank(), len(images), processes())
+    logits = torch.zeros(len(images), len(SIDES))
+    logits[share] = model.predict_logits(images[share.to(images.device)], args.batch_size, args.amp)
+    reduce(logits)
     return F.cross_entropy(logits, labels.cpu()).item(), logits.softmax(dim=1)[:, 1]
 
 
 def test(
-    run: Path, slices: list[Slice], images: Tensor, labels: Tensor, args: argparse.Namespace
+    folder: Path, slices: list[Slice], images: Tensor, labels: Tensor, args: argparse.Namespace
 ) -> dict:
     """Test best.pt once; write test_metrics.json, test_predictions.csv, confusion_matrix.png."""
-    model = Perceiver.from_checkpoint(run / "best.pt", images.device)
+    model = Perceiver.from_checkpoint(folder / "best.pt", images.device)
     loss, p_right = evaluate(model, images, labels, args)
     by_scan = scan_means(p_right, [s.scan for s in slices])
     first = {s.scan: s for s in reversed(slices)}  # one slice of each scan knows side and patient
@@ -350,203 +228,241 @@ def test(
         "slices": units["slice"],
         "scans": units["scan"],
     }
-    (run / "test_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    with open(run / "test_predictions.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "scan", "patient", "side", "label", "p_left", "p_right"])
-        for s, p in zip(slices, p_right.tolist(), strict=True):
-            label = SIDES[int(p > 0.5)]
-            writer.writerow([s.path, s.scan, s.patient, s.side, label, f"{1 - p:.6f}", f"{p:.6f}"])
-    plots.draw_confusion_matrix(units, list(SIDES), run / "confusion_matrix.png")
+    if rank() == 0:
+        rows = [
+            {
+                "path": s.path,
+                "scan": s.scan,
+                "patient": s.patient,
+                "side": s.side,
+                "label": SIDES[int(p > 0.5)],
+                "p_left": f"{1 - p:.6f}",
+                "p_right": f"{p:.6f}",
+            }
+            for s, p in zip(slices, p_right.tolist(), strict=True)
+        ]
+        runs.write_csv(folder / "test_predictions.csv", rows)
+        with runs.whole_file(folder / "confusion_matrix.png") as temporary:
+            plots.draw_confusion_matrix(units, list(SIDES), temporary)
+        runs.write_json(folder / "test_metrics.json", metrics)
     return metrics
-
-
-# ---- the run folder ------------------------------------------------------------------------------
-
-
-def save_checkpoint(path: Path, model: Perceiver, **more) -> None:
-    """Write tensors and plain values only, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    checkpoint = {
-        "config": model.config,
-        "preprocessing": model.preprocessing,
-        "model": model.state_dict(),
-    }
-    torch.save({**checkpoint, **more}, temporary)
-    os.replace(temporary, path)
-
-
-def describe_run(args: argparse.Namespace, device: torch.device) -> dict:
-    """What made this run: for args.json."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        commit = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "started": datetime.now().isoformat(timespec="seconds"),
-        "device": f"{device} {name}".strip(),
-        "threads": torch.get_num_threads(),
-        "git_commit": commit,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "einops": einops.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
-    }
-
-
-def write_metrics(path: Path, rows: list[dict]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 # ---- main ----------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> int:
-    """Read, split, train, test. Returns the exit code; raises ValueError for unusable input."""
+def prepare_folder(args: argparse.Namespace) -> Path:
+    """The run folder, checked: a new run never touches another one's. Not made yet."""
     folder = args.output_dir or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    if taken := [name for name in RUN_FILES if (folder / name).exists()]:
-        raise DataError(f"{folder} already holds a run ({taken[0]}); choose another --output-dir")
-    device = choose_device(args.device)
-    # Before anything slow: are these arguments a model?
-    torch.manual_seed(args.seed)
+    folder = broadcast(folder)  # one clock decides
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; name a folder as --output-dir")
+    taken = [name for name in runs.RUN_FILES if (folder / name).exists()]
+    if taken and not args.resume:
+        raise DataError(
+            f"{folder} already holds a run ({taken[0]}); choose another --output-dir, or go on "
+            f"with it: --resume {folder}"
+        )
+    return folder
+
+
+def report(folder: Path, rows: list[dict]) -> None:
+    if rank() == 0 and rows:
+        runs.write_csv(folder / "metrics.csv", rows)
+        with runs.whole_file(folder / "curves.png") as temporary:
+            plots.draw_curves(rows, temporary)
+
+
+def run(args: argparse.Namespace, signals: StopSignals) -> int:
+    """Read, split, train, test. Returns the exit code; raises ValueError for unusable input."""
+    device = join_processes(choose_device(args.device))
+    folder = args.output_dir = prepare_folder(args)
+    # Before anything slow: are these arguments a model, and is that a checkpoint?
+    torch.manual_seed(args.seed % 2**63)
     names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
     model = Perceiver(**{name: getattr(args, name) for name in names}, num_classes=len(SIDES))
+    progress = Progress()
+    if args.resume:
+        model = Perceiver.from_checkpoint(folder / "last.pt")
+        checkpoint = read_checkpoint(folder / "last.pt")
+        progress = Progress(**checkpoint["progress"])
+    if args.epochs < progress.epoch - 1:
+        raise DataError(f"--epochs {args.epochs}: the run has done {progress.epoch - 1} already")
 
-    if args.demo and not args.data_dir.exists():
-        print(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
+    if args.demo and not args.data_dir.exists() and rank() == 0:
+        say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
         phantom.write_phantoms(args.data_dir, patients=DEMO_PATIENTS)
+    reduce(torch.zeros(()))  # the others wait
     slices, notes = dataset.find_slices(args.data_dir)
     scans = dataset.group_scans(slices)
     subset_of = choose_subsets(args, scans)
     patients = len({s.patient for s in slices})
-    print(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
+    say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
     for note in notes:
-        print(f"note: {note}")
-    print(dataset.describe_split(scans, subset_of))
+        say(f"note: {note}")
+    say(dataset.describe_split(scans, subset_of))
     if leaks := dataset.straddling_patients(scans, subset_of):
-        print(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
+        say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
     for subset in SUBSETS:
         sides = {scans[name][0].side for name in scans if subset_of[name] == subset}
         if len(sides) < len(SIDES):
-            print(f"warning: {subset} has {', '.join(sides)} knees only")
+            say(f"warning: {subset} has {', '.join(sides)} knees only")
     data = read_subsets(scans, subset_of, args)
-    mean, std = dataset.pixel_statistics(data["train"][1])
-    model.preprocessing = {
-        "classes": list(SIDES),
-        "image_size": list(args.image_size),
-        "mean": mean,
-        "std": max(std, 1 / 255),  # blank images must not become infinite
-    }
+    if not args.resume:
+        mean, std = dataset.pixel_statistics(data["train"][1])
+        model.preprocessing = {
+            "classes": list(SIDES),
+            "image_size": list(args.image_size),
+            "mean": mean,
+            "std": max(std, 1 / 255),  # blank images must not become infinite
+        }
     model.to(device)
     data = {name: (s, x.to(device), y.to(device)) for name, (s, x, y) in data.items()}
-    _, images, labels = data["train"]
-    _, val_images, val_labels = data["val"]
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
+    if args.resume:
+        optimizer.load_state_dict(checkpoint["optimizer"])
     if args.compile:
         for block in model.blocks:  # reading tokens is a few large kernels already
             block.latent_layers.compile()
-    fused = device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=args.lr_decay)
+    trained = DistributedDataParallel(model) if processes() > 1 else model
     parameters = sum(p.numel() for p in model.parameters())
     tokens = args.image_size[0] * args.image_size[1]
-    print(f"Perceiver: {parameters / 1e6:.2f} M parameters, {tokens:,} tokens a slice, on {device}")
+    where = f"{device}" if processes() == 1 else f"{processes()} processes, {device.type}"
+    say(f"Perceiver: {parameters / 1e6:.2f} M parameters, {tokens:,} tokens a slice, on {where}")
+
+    def save(*names: str) -> None:
+        if rank() == 0:
+            for name in names:
+                runs.save_checkpoint(
+                    folder / name,
+                    model,
+                    optimizer=optimizer.state_dict(),
+                    progress=asdict(progress),
+                )
 
     if args.dry_run:
-        loss, _ = train_one_epoch(model, images, labels, optimizer, 1, args, max_steps=1)
-        print(f"dry run: one step, loss {loss:.4f}; nothing written")
+        train_one_epoch(
+            trained, *data["train"][1:], optimizer, progress, args, signals, lambda: None
+        )
+        seen = min(args.batch_size, len(data["train"][1]))
+        say(f"dry run: one step, loss {progress.loss_sum / seen:.4f}; nothing written")
         return 0
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.json").write_text(json.dumps(describe_run(args, device), indent=2) + "\n")
-    dataset.write_split(folder / "split.csv", scans, subset_of)
-    rows, best = [], math.inf
-    for epoch in range(1, args.epochs + 1):
-        started = time.perf_counter()
-        lr = scheduler.get_last_lr()[0]
-        train_loss, train_accuracy = train_one_epoch(model, images, labels, optimizer, epoch, args)
-        val_loss, p_right = evaluate(model, val_images, val_labels, args)
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            print(
-                f"train.py: the loss became {train_loss} in epoch {epoch} at learning rate {lr:g}; "
-                f"{folder} holds the epochs before; try a lower --lr",
-                file=sys.stderr,
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.record_start(folder, vars(args), device)
+        if not args.resume:
+            with runs.whole_file(folder / "split.csv") as temporary:
+                dataset.write_split(temporary, scans, subset_of)
+            save("last.pt")  # from here on the run can be resumed
+    signals.training = True
+    count = len(data["train"][1])
+    while progress.epoch <= args.epochs:
+        epoch = progress.epoch
+        lr = args.lr * args.lr_decay ** (epoch - 1)  # ExponentialLR, without a state of its own
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        try:
+            train_one_epoch(
+                trained,
+                *data["train"][1:],
+                optimizer,
+                progress,
+                args,
+                signals,
+                save=lambda: save("last.pt"),
             )
-            return 1
-        scheduler.step()
-        rows.append(
-            {
-                "epoch": epoch,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "val_loss": val_loss,
-                "val_accuracy": ((p_right > 0.5) == val_labels.cpu()).float().mean().item(),
-                "seconds": round(time.perf_counter() - started, 2),
-            }
-        )
-        progress = {"epoch": epoch, "val_loss": val_loss}
-        if is_best := val_loss < best:
-            best = val_loss
-            save_checkpoint(folder / "best.pt", model, **progress)
-        save_checkpoint(
-            folder / "last.pt",
-            model,
-            optimizer=optimizer.state_dict(),
-            scheduler=scheduler.state_dict(),
-            **progress,
-        )
-        write_metrics(folder / "metrics.csv", rows)
-        plots.draw_curves(rows, folder / "curves.png")
-        print(
+        except NonFiniteError as error:
+            step, members = error.args
+            paths = [data["train"][0][i].path for i in members]
+            if rank() == 0:
+                with runs.whole_file(folder / "failed_batch.txt") as temporary:
+                    temporary.write_text("\n".join(paths) + "\n")
+            raise NonFiniteError(
+                f"the gradient became non-finite in epoch {epoch}, step {step}, at learning rate "
+                f"{lr:g}; {folder / 'failed_batch.txt'} names the slices of that batch"
+            ) from None
+        val_loss, p_right = evaluate(model, *data["val"][1:], args)
+        if not math.isfinite(val_loss):
+            raise NonFiniteError(f"the validation loss became {val_loss} in epoch {epoch}")
+        row = {
+            "epoch": epoch,
+            "lr": lr,
+            "train_loss": progress.loss_sum / count,
+            "train_accuracy": progress.correct / count,
+            "val_loss": val_loss,
+            "val_accuracy": ((p_right > 0.5) == data["val"][2].cpu()).float().mean().item(),
+            "seconds": round(progress.seconds, 2),
+        }
+        is_best = val_loss < progress.best
+        best = min(val_loss, progress.best)
+        progress = Progress(epoch=epoch + 1, best=best, rows=[*progress.rows, row])
+        # In this order: a kill between the two leaves a last.pt that does this epoch again.
+        save(*(["best.pt"] if is_best else []), "last.pt")
+        report(folder, progress.rows)
+        say(
             f"epoch {epoch:>3}/{args.epochs}  "
-            f"train loss {train_loss:.4f} accuracy {train_accuracy:7.2%}  "
-            f"val loss {val_loss:.4f} accuracy {rows[-1]['val_accuracy']:7.2%}  "
-            f"{rows[-1]['seconds']:.1f} s{'  best' if is_best else ''}",
-            flush=True,
+            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:7.2%}  "
+            f"val loss {val_loss:.4f} accuracy {row['val_accuracy']:7.2%}  "
+            f"{row['seconds']:.1f} s{'  best' if is_best else ''}"
         )
+        if stop := signals.agreed():
+            raise Stopped(stop)
+    signals.training = False
 
+    report(folder, progress.rows)
     metrics = test(folder, *data["test"], args)
-    print(f"test of the best epoch, patients it never saw: {metrics['patients']}")
+    say(f"test of the best epoch, patients it never saw: {metrics['patients']}")
+    if metrics["patients"] < 5:
+        say("  (so few that the intervals say little)")
     if leaks:
-        print("  (not quite: with --split scan other scans of theirs were trained on)")
+        say("  (not quite: with --split scan other scans of theirs were trained on)")
     for unit in ("slices", "scans"):
         scored = metrics[unit]
         low, high = scored["interval_95"]
-        print(
+        say(
             f"  {scored['accuracy']:.2%} of {scored['count']:,} {unit} right, "
             f"95 % interval over patients {low:.2%} to {high:.2%}"
         )
-    example = data["test"][0][0].path.rsplit("_", 1)[0]
-    print(f"run folder: {folder}")
+    example = Path(data["test"][0][0].path)
+    pattern = shlex.quote(str(example.with_suffix("")).rstrip("0123456789")) + "*" + example.suffix
+    say(f"run folder: {folder}")
     checkpoint = shlex.quote(str(folder / "best.pt"))
-    print(f"next: python predict.py {checkpoint} {shlex.quote(example)}_*.png")
+    say(f"next: python predict.py {checkpoint} {pattern}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:  # DataError among them
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
-        print(f"train.py: --compile: {reason}; leave it out", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
-        return 130
+    with StopSignals() as signals:
+        try:
+            return run(args, signals)
+        except Stopped as stopped:
+            say(
+                f"stopped; go on with: python train.py --resume {shlex.quote(str(args.output_dir))}"
+            )
+            return 128 + stopped.args[0]
+        except NonFiniteError as error:
+            code, message = 1, f"{error}; best.pt and last.pt are from before; try a lower --lr"
+        except torch.cuda.OutOfMemoryError:
+            more = 2 * args.grad_accumulation
+            code, message = 1, f"out of GPU memory; --grad-accumulation {more} needs half of it"
+        except OSError as error:
+            code, message = 2, f"{error}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                code, message = 1, f"{error.filename}: {error.strerror}; what was there is whole"
+        except ValueError as error:  # DataError among them
+            code, message = 2, f"{error}"
+        except torch._dynamo.exc.TorchDynamoException as error:
+            code, message = 2, f"--compile: {str(error).strip().splitlines()[0]}; leave it out"
+        except (RuntimeError, MemoryError) as error:
+            if processes() == 1 and "memory" not in str(error):
+                raise
+            code, message = 1, f"process {rank()} of {processes()}: {str(error).splitlines()[0]}"
+        finally:
+            leave_processes()
+    print(f"train.py: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

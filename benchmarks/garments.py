@@ -43,7 +43,7 @@ from metrics import scan_means, score  # noqa: E402
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts the files
 GARMENTS = {"boots": 9, "bags": 8}  # Fashion-MNIST's class numbers
 REGULARISATIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # the values of C to choose from
-RESULTS = ROOT / "benchmarks" / "garments.json"
+RESULTS = ROOT / "benchmarks" / "garments.json"  # those of the README
 
 
 # ---- build: IDX files -> folder ------------------------------------------------------------------
@@ -279,7 +279,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--source", type=Path, default=SOURCE, help="default: %(default)s")
     command = commands.add_parser("compare", help="runs beside two references, as a table")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished run folder")
-    command.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
+    command.add_argument(
+        "--output", type=Path, default=Path("garments.json"), help="default: %(default)s"
+    )
     args = parser.parse_args(arguments)
     try:
         if args.command == "build":

@@ -349,3 +349,33 @@ def test_statistics_are_those_of_the_pixels():
     pixels = images.double() / 255
     assert mean == pytest.approx(pixels.mean().item(), abs=1e-12)
     assert std == pytest.approx(pixels.std(correction=0).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, patient, scan",
+    [
+        ("left/p01_7.png", "p01", "left/p01"),
+        ("left/p01/7.png", "p01", "left/p01"),
+        ("left/p01/visit2/7.png", "p01", "left/p01/visit2"),
+        ("p01/left/7.png", "p01", "p01/left"),
+        ("visit2/Left/p01_7.png", "p01", "visit2/left/p01"),
+        ("knees/left/p01/a-7.png", "p01", "knees/left/p01/a"),
+    ],
+)
+def test_visits_in_folders_belong_to_one_patient(name, patient, scan):
+    parsed = dataset.parse_name(Path(name))
+    assert (parsed.side, parsed.patient, parsed.scan, parsed.index) == ("left", patient, scan, 7)
+
+
+def test_split_file_row_without_a_scan_is_named_by_its_line(tmp_path):
+    (tmp_path / "split.csv").write_text("subset,scan\ntrain,a\ntrain\n")
+    with pytest.raises(DataError, match="line 3: names no scan"):
+        dataset.read_split(tmp_path / "split.csv", {"a": []})
+
+
+def test_more_than_16_bits_are_refused_not_wrapped(tmp_path):
+    deep = np.full((8, 8), 70000, dtype=np.int32)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    _, errors = dataset.load_images([str(tmp_path / n) for n in ("deep.tif", "float.tif")], (8, 8))
+    assert all("16 bits" in error for error in errors.values()) and len(errors) == 2

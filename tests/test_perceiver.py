@@ -137,7 +137,8 @@ def test_tokens_are_read_directly_where_it_pays(reads, arguments, training, expe
 
 @pytest.mark.parametrize("sharpness", [0.1, 30.0, 3000.0])
 @pytest.mark.parametrize("order", ["rising", "falling"])
-def test_any_scores_in_any_order_are_read_exactly(short_blocks, sharpness, order):
+@pytest.mark.parametrize("offset", [-2000.0, 0.0, 2000.0])
+def test_any_scores_in_any_order_are_read_exactly(short_blocks, sharpness, order, offset):
     """Later blocks may hold scores far above those of the first, whose maximum is the shift."""
     torch.manual_seed(0)
     tokens = torch.randn(3, 170, 8, dtype=torch.float64)
@@ -145,6 +146,7 @@ def test_any_scores_in_any_order_are_read_exactly(short_blocks, sharpness, order
     tokens = tokens if order == "rising" else tokens.flip(1)
     tokens[..., 0] = 1
     query = sharpness * torch.randn(3, 12, 8, dtype=torch.float64)
+    query[..., 0] += offset
     weights = torch.randn(3, 12, 8, dtype=torch.float64)
     results = []
     for read in (ReadTokens.apply, lambda q, t: (q @ t.mT).softmax(dim=2) @ t):

@@ -107,3 +107,12 @@ def test_command_line_on_one_file(finished_run, knees):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(path.name.rsplit("_", 1)[0]) and "1 slices" in done.stdout
+
+
+def test_output_never_replaces_a_checkpoint_or_an_image(finished_run, knees, capsys):
+    checkpoint = finished_run / "best.pt"
+    before = checkpoint.read_bytes()
+    for output in (checkpoint, finished_run / "missing" / "rows.csv"):
+        assert predict.main([str(checkpoint), str(knees), "-o", str(output)]) == 2
+        assert str(output) in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before

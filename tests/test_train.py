@@ -17,6 +17,7 @@ from PIL import Image
 import dataset
 import train
 from perceiver import Perceiver
+from processes import StopSignals
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,8 +42,8 @@ def test_it_learns_and_tests_the_epoch_with_the_lowest_validation_loss(finished_
     losses = [float(row["val_loss"]) for row in rows]
     assert len(rows) == 12 and min(losses) < 0.3 < losses[0]
     best = torch.load(finished_run / "best.pt", weights_only=True)
-    assert best["epoch"] == 1 + losses.index(min(losses))
-    assert best["val_loss"] == pytest.approx(min(losses))
+    assert len(best["progress"]["rows"]) == 1 + losses.index(min(losses))
+    assert best["progress"]["best"] == pytest.approx(min(losses))
     metrics = json.loads((finished_run / "test_metrics.json").read_text())
     assert metrics["slices"]["accuracy"] > 0.9
 
@@ -111,7 +112,9 @@ def test_every_slice_is_seen_exactly_once_an_epoch(monkeypatch):
     args = train.parse_args(["--data-dir", "x", "-b", "8"])
     labels = torch.zeros(37, dtype=torch.long)
     for epoch in (1, 2):
-        train.train_one_epoch(model, images, labels, optimizer, epoch, args)
+        with StopSignals() as signals:
+            progress = train.Progress(epoch)
+            train.train_one_epoch(model, images, labels, optimizer, progress, args, signals, None)
     assert sorted(seen[:37]) == sorted(seen[37:]) == list(range(37))
     assert seen[:37] != seen[37:] and seen[:37] != sorted(seen[:37])
 
@@ -176,7 +179,8 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
     arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *TINY]
     assert train.main([*arguments, "--lr", "1e30"]) == 1
     assert "epoch 1" in capsys.readouterr().err
-    assert not (folder / "best.pt").exists() and not (folder / "last.pt").exists()
+    assert not (folder / "best.pt").exists()
+    Perceiver.from_checkpoint(folder / "last.pt")  # as it was before the first step
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Several processes that train as one, and the signals that stop them.
+
+Without torchrun all of this does nothing: one process, rank 0.
+"""
+
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Under torchrun: join the other processes. Returns this process's device."""
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def reduce(tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
+    """Sum (or another operation) over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, operation)
+    return tensor
+
+
+def broadcast(value):
+    """The value of the first process, in all of them."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def say(text: str) -> None:
+    """Print once, not once a process."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+class StopSignals:
+    """SIGINT and SIGTERM: while it trains, the first lets the step finish; a second stops at once.
+
+    At other times there is nothing to save, and the first one ends the program.
+    """
+
+    def __enter__(self) -> "StopSignals":
+        self.received, self.training = 0, False
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self.receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame) -> None:
+        if self.received or not self.training:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def agreed(self) -> int:
+        """The signal that any process received: all stop after the same step."""
+        if not dist.is_initialized():
+            return self.received
+        return int(reduce(torch.tensor(self.received), dist.ReduceOp.MAX))

@@ -1,0 +1,309 @@
+"""Runs that are stopped, killed, starved of disk or split over processes, and go on."""
+
+import csv
+import errno
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, write_knees
+
+import train
+from perceiver import Perceiver
+
+ROOT = Path(__file__).parent.parent
+# Everything that draws random numbers is on; 6 steps an epoch, saved after every second.
+FLAGS = [*TINY, "--epochs", "3", "--ff-dropout", "0.2", "--augment", "--mirror-swap"]
+FLAGS += ["--save-every-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(knees, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]) == 0
+    return folder
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Bit for bit: weights, optimizer, best checkpoint, metrics (but for the time it took)."""
+    for name in ("last.pt", "best.pt"):
+        a, b = (torch.load(run / name, weights_only=True) for run in (folder, other))
+        for key in a["model"]:
+            assert torch.equal(a["model"][key], b["model"][key]), f"{name}: {key}"
+        for i, state in a["optimizer"]["state"].items():
+            for key, value in state.items():
+                assert torch.equal(value, b["optimizer"]["state"][i][key]), f"{name}: {i} {key}"
+        assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    rows = []
+    for run in (folder, other):
+        with (run / "metrics.csv").open(newline="") as file:
+            rows.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+    for name in ("test_metrics.json", "test_predictions.csv", "split.csv"):
+        assert (folder / name).read_text() == (other / name).read_text(), name
+
+
+def signal_at_step(monkeypatch, step: int, number: int) -> None:
+    """Have this process get a signal in the middle of the given step of the run."""
+    steps, usual = [], train.Augmentation.__call__
+
+    def call(self, *batch):
+        steps.append(None)
+        if len(steps) == step:
+            os.kill(os.getpid(), number)
+        return usual(self, *batch)
+
+    monkeypatch.setattr(train.Augmentation, "__call__", call)
+
+
+@pytest.mark.parametrize(
+    "number, step", [(signal.SIGINT, 3), (signal.SIGTERM, 6), (signal.SIGTERM, 11)]
+)
+def test_a_stopped_run_saves_says_how_to_go_on_and_ends_like_a_whole_one(
+    whole_run, knees, tmp_path, monkeypatch, capsys, number, step
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, step, number)
+        code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
+    assert code == 128 + number
+    output = capsys.readouterr()
+    assert f"python train.py --resume {folder}" in output.out and not output.err
+    progress = torch.load(folder / "last.pt", weights_only=True)["progress"]
+    assert (progress["epoch"] - 1) * 6 + progress["step"] == step
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, whole_run)
+    record = json.loads((folder / "args.json").read_text())
+    assert len(record["resumed"]) == 1 and "--resume" not in record["command"]
+
+
+def test_killed_at_random_moments_it_ends_like_a_whole_one(whole_run, knees, tmp_path, kills=3):
+    folder = tmp_path / "run"
+    last, program = folder / "last.pt", [sys.executable, ROOT / "train.py"]
+    command = [*program, "--data-dir", knees, "--output-dir", folder, *FLAGS]
+    moments = random.Random(0)
+    for _ in range(kills):
+        saved = last.stat().st_mtime_ns if last.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == saved):
+            time.sleep(0.002)  # until it has saved, so that each kill comes further
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        Perceiver.from_checkpoint(last)  # never half a file
+        command = [*program, "--resume", folder]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert_same_run(folder, whole_run)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("nth", [1, 4, 7])
+def test_a_failing_disk_leaves_whole_files(knees, tmp_path, monkeypatch, capsys, call, nth):
+    """Each write, flush or rename may be the one at which the disk is full."""
+    folder, calls = tmp_path / "run", []
+    where = {"write": (Path, "write_bytes"), "fsync": (os, "fsync"), "replace": (os, "replace")}
+    where = where[call]
+    usual = getattr(*where)
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == nth:
+            if call == "write":  # some of it is written
+                usual(arguments[0], arguments[1][:5000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.pt")
+        return usual(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, fail)
+        code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
+    error = capsys.readouterr().err
+    assert code == 1 and "No space left on device" in error and len(error.splitlines()) == 1
+    for path in folder.glob("*.pt"):
+        Perceiver.from_checkpoint(path)
+    assert not list(folder.glob(".*"))
+    if (folder / "last.pt").exists():
+        assert train.main(["--resume", str(folder)]) == 0
+
+
+def test_a_quota_that_is_met_is_one_line_and_the_last_checkpoint_is_whole(knees, tmp_path):
+    """A limit that the system itself enforces: the first checkpoint fits, those after don't."""
+    folder = tmp_path / "run"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--data-dir",
+        knees,
+        "--output-dir",
+        folder,
+        *FLAGS,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    Perceiver.from_checkpoint(folder / "last.pt")
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "last.pt", "split.csv"]
+
+
+def test_a_non_finite_gradient_is_named_and_spoils_nothing(knees, tmp_path, monkeypatch, capsys):
+    folder, steps, usual = tmp_path / "run", [], Perceiver.normalise
+
+    def normalise(self, pixels):
+        steps.append(None)
+        return usual(self, pixels) * (float("nan") if len(steps) == 9 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Perceiver, "normalise", normalise)
+        code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
+    error = capsys.readouterr().err
+    assert code == 1 and "non-finite in epoch 2, step 2, at learning rate 0.00995" in error
+    named = (folder / "failed_batch.txt").read_text().splitlines()
+    assert len(named) == 16 and all(Path(path).exists() for path in named)
+    for name in ("last.pt", "best.pt"):
+        weights = torch.load(folder / name, weights_only=True)["model"].values()
+        assert all(torch.isfinite(tensor).all() for tensor in weights)
+
+
+class Hostile:
+    """A pickle that leaves a file behind when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("content", ["hostile", "truncated", "foreign", "infinite"])
+def test_an_unusable_checkpoint_is_refused_and_runs_nothing(whole_run, tmp_path, capsys, content):
+    folder, mark = tmp_path / "run", tmp_path / "mark"
+    folder.mkdir()
+    for name in ("args.json", "split.csv", "last.pt"):
+        (folder / name).write_bytes((whole_run / name).read_bytes())
+    last = folder / "last.pt"
+    if content == "hostile":
+        last.write_bytes(pickle.dumps({"model": Hostile(mark)}))
+    elif content == "truncated":
+        last.write_bytes(last.read_bytes()[:-1000])
+    elif content == "foreign":
+        torch.save({"state_dict": {}}, last)
+    else:
+        checkpoint = torch.load(last, weights_only=True)
+        checkpoint["model"]["latents"][0, 0] = float("inf")
+        torch.save(checkpoint, last)
+    assert train.main(["--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert str(last) in error and len(error.splitlines()) == 1
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("flag, value", [("--lr", "0.5"), ("--seed", "1"), ("--image-size", "8 8")])
+def test_arguments_that_would_change_the_result_are_refused(whole_run, capsys, flag, value):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--resume", str(whole_run), flag, *value.split()])
+    assert stopped.value.code == 2
+    assert f"error: {flag}" in capsys.readouterr().err
+
+
+def test_more_epochs_go_on_from_the_last(whole_run, knees, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]
+    assert train.main([*arguments, "--epochs", "2"]) == 0
+    assert train.main(["--resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 0
+    assert_same_run(folder, whole_run)
+
+
+def test_nothing_to_resume_from_is_an_error_and_never_a_fresh_start(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--resume", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert "nothing to resume from" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_of_a_batch_add_up_to_it(knees, tmp_path):
+    losses = []
+    for parts in ("1", "3"):
+        folder = tmp_path / parts
+        arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *TINY]
+        assert train.main([*arguments, "--epochs", "2", "--grad-accumulation", parts]) == 0
+        losses.append(torch.load(folder / "last.pt", weights_only=True)["progress"]["rows"])
+    for one, three in zip(*losses, strict=True):
+        assert one["train_loss"] == pytest.approx(three["train_loss"], abs=1e-5)
+        assert one["val_loss"] == pytest.approx(three["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_do_what_one_does(tmp_path, count):
+    """On data and batches that divide by neither: the same losses, and each slice counted once."""
+    write_knees(tmp_path / "knees", patients=5, slices=7)
+    common = ["--data-dir", tmp_path / "knees", *TINY, "--epochs", "2", "-b", "11"]
+    results = []
+    for name, launcher in (
+        ("one", []),
+        ("many", ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]),
+    ):
+        command = [sys.executable, *launcher, ROOT / "train.py", *common]
+        done = subprocess.run(
+            [*command, "--output-dir", tmp_path / name],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch   1/2") == 1
+        progress = torch.load(tmp_path / name / "last.pt", weights_only=True)["progress"]
+        results.append(
+            (progress["rows"], json.loads((tmp_path / name / "test_metrics.json").read_text()))
+        )
+    for one, many in zip(results[0][0], results[1][0], strict=True):
+        for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+            assert one[key] == pytest.approx(many[key], abs=1e-5), key
+    assert results[0][1]["slices"] == results[1][1]["slices"]
+
+
+def test_a_process_that_dies_ends_the_run_and_the_rest_can_go_on(tmp_path):
+    write_knees(tmp_path / "knees", patients=5, slices=7)
+    folder = tmp_path / "run"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    common = ["--data-dir", tmp_path / "knees", *TINY, "--epochs", "1000", "--output-dir", folder]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, ROOT / "train.py", *common],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not (folder / "best.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert len([line for line in error.splitlines() if line.startswith("train.py: process")]) == 1
+    done = len(torch.load(folder / "last.pt", weights_only=True)["progress"]["rows"])
+    assert train.main(["--resume", str(folder), "--epochs", str(done + 1)]) == 0
+
+
+def test_what_torchrun_restarts_goes_on(whole_run, tmp_path, monkeypatch):
+    arguments = ["--data-dir", "x", "--output-dir"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert train.parse_args([*arguments, str(whole_run)]).resume is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train.parse_args([*arguments, str(whole_run), *FLAGS]).resume == whole_run
+    assert train.parse_args([*arguments, str(tmp_path / "new")]).resume is None
