@@ -224,3 +224,8 @@ def test_compare_puts_a_run_beside_its_references(folder, split, tmp_path, capsy
 def test_folder_without_a_run_is_exit_2(name, tmp_path, capsys):
     assert garments.main(["compare", str(tmp_path / name)]) == 2
     assert "not a finished run" in capsys.readouterr().err
+
+
+def test_the_readme_shows_what_was_measured():
+    rows = json.loads(garments.RESULTS.read_text())
+    assert garments.table(rows) in (garments.ROOT / "README.md").read_text()
