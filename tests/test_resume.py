@@ -276,10 +276,12 @@ def test_several_processes_do_what_one_does(tmp_path, count):
     assert results[0][1]["slices"] == results[1][1]["slices"]
 
 
-def test_a_process_that_dies_ends_the_run_and_the_rest_can_go_on(tmp_path):
+def test_when_a_process_dies_torchrun_goes_on_or_the_run_ends_and_can_go_on(tmp_path):
+    """Killed once, torchrun starts all of them again; killed twice, it has no restart left."""
     write_knees(tmp_path / "knees", patients=5, slices=7)
     folder = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher += ["--max-restarts=1", "--monitor-interval=0.1"]
     common = ["--data-dir", tmp_path / "knees", *TINY, "--epochs", "1000", "--output-dir", folder]
     process = subprocess.Popen(
         [sys.executable, *launcher, ROOT / "train.py", *common],
@@ -288,16 +290,27 @@ def test_a_process_that_dies_ends_the_run_and_the_rest_can_go_on(tmp_path):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while not (folder / "best.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    epochs = []
+    for _ in range(2):
+        while not (folder / "best.pt").exists() or len(epochs_done(folder)) <= len(epochs):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        time.sleep(1)  # the other process notices, and saves nothing more
+        epochs = epochs_done(folder)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert len([line for line in error.splitlines() if line.startswith("train.py: process")]) == 1
-    done = len(torch.load(folder / "last.pt", weights_only=True)["progress"]["rows"])
-    assert train.main(["--resume", str(folder), "--epochs", str(done + 1)]) == 0
+    assert len([line for line in error.splitlines() if line.startswith("train.py: process")]) == 2
+    epochs = epochs_done(folder)
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(json.loads((folder / "args.json").read_text())["resumed"]) == 1
+    assert train.main(["--resume", str(folder), "--epochs", str(len(epochs) + 1)]) == 0
+
+
+def epochs_done(folder: Path) -> list[int]:
+    rows = torch.load(folder / "last.pt", weights_only=True)["progress"]["rows"]
+    return [row["epoch"] for row in rows]
 
 
 def test_what_torchrun_restarts_goes_on(whole_run, tmp_path, monkeypatch):
