@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import dataset
+import decode
 import runs
 from metrics import scan_means
 from perceiver import Perceiver, choose_device
@@ -87,7 +88,7 @@ def predict_files(
     for start in range(0, len(files), CHUNK):
         chunk = files[start : start + CHUNK]
         paths = [path for path, error in chunk if not error]
-        images, unreadable = dataset.load_images(paths, image_size, args.workers, progress=False)
+        images, unreadable = decode.load_images(paths, image_size, args.workers, progress=False)
         logits = model.predict_logits(images, args.batch_size)
         p_right = iter(logits.softmax(dim=1)[:, 1].tolist())
         errors = iter(unreadable.get(i, "") for i in range(len(paths)))

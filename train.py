@@ -35,12 +35,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import dataset
+import decode
 import phantom
 import plots
 import runs
+import splits
 from arguments import DEMO_PATIENTS, parse_args
 from augment import Augmentation
-from dataset import SIDES, SUBSETS, DataError, Slice
+from dataset import SIDES, DataError, Slice
 from metrics import scan_means, score
 from perceiver import Perceiver, autocast, choose_device, read_checkpoint
 from processes import (
@@ -53,6 +55,7 @@ from processes import (
     reduce,
     say,
 )
+from splits import SUBSETS
 
 # ---- data ----------------------------------------------------------------------------------------
 
@@ -60,17 +63,17 @@ from processes import (
 def choose_subsets(args: argparse.Namespace, scans: dict[str, list[Slice]]) -> dict[str, str]:
     """Scan name -> subset, checked: no patient straddles subsets unless --split scan allows it."""
     if args.resume:
-        subset_of = dataset.read_split(args.resume / "split.csv", scans)
+        subset_of = splits.read_split(args.resume / "split.csv", scans)
     elif args.split_file:
-        subset_of = dataset.read_split(args.split_file, scans)
+        subset_of = splits.read_split(args.split_file, scans)
     elif args.split == "scan":
-        subset_of = dataset.split_by_scan(scans, args.val_fraction, args.test_fraction)
+        subset_of = splits.split_by_scan(scans, args.val_fraction, args.test_fraction)
     else:
         val = 0.125 if args.val_fraction is None else args.val_fraction
         test = 0.125 if args.test_fraction is None else args.test_fraction
-        subset_of = dataset.split_by_patient(scans, val, test, args.seed)
+        subset_of = splits.split_by_patient(scans, val, test, args.seed)
     if args.split_file or args.split == "patient":
-        dataset.check_patients(scans, subset_of)
+        splits.check_patients(scans, subset_of)
     return subset_of
 
 
@@ -79,7 +82,7 @@ def read_subsets(
 ) -> dict[str, tuple[list[Slice], Tensor, Tensor]]:
     """Subset -> its slices, images (n, 1, height, width) uint8 and labels (n,), on the CPU."""
     slices = [s for members in scans.values() for s in members]
-    images, errors = dataset.load_images([s.path for s in slices], args.image_size, args.workers)
+    images, errors = decode.load_images([s.path for s in slices], args.image_size, args.workers)
     if errors:
         listed = "\n".join(f"  {slices[i].path}: {error}" for i, error in errors.items())
         raise DataError(f"{len(errors)} files can't be read; mend or remove them:\n{listed}")
@@ -300,8 +303,8 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
     say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
     for note in notes:
         say(f"note: {note}")
-    say(dataset.describe_split(scans, subset_of))
-    if leaks := dataset.straddling_patients(scans, subset_of):
+    say(splits.describe_split(scans, subset_of))
+    if leaks := splits.straddling_patients(scans, subset_of):
         say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
     for subset in SUBSETS:
         sides = {scans[name][0].side for name in scans if subset_of[name] == subset}
@@ -309,7 +312,7 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
             say(f"warning: {subset} has {', '.join(sides)} knees only")
     data = read_subsets(scans, subset_of, args)
     if not args.resume:
-        mean, std = dataset.pixel_statistics(data["train"][1])
+        mean, std = decode.pixel_statistics(data["train"][1])
         model.preprocessing = {
             "classes": list(SIDES),
             "image_size": list(args.image_size),
@@ -353,7 +356,7 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
         runs.record_start(folder, vars(args), device)
         if not args.resume:
             with runs.whole_file(folder / "split.csv") as temporary:
-                dataset.write_split(temporary, scans, subset_of)
+                splits.write_split(temporary, scans, subset_of)
             save("last.pt")  # from here on the run can be resumed
     signals.training = True
     count = len(data["train"][1])

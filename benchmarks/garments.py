@@ -37,8 +37,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/garments.py`
 
 import dataset  # noqa: E402
-from dataset import SIDES, SLICES_PER_SCAN, SUBSETS, DataError  # noqa: E402
+import decode  # noqa: E402
+import splits  # noqa: E402
+from dataset import SIDES, SLICES_PER_SCAN, DataError  # noqa: E402
 from metrics import scan_means, score  # noqa: E402
+from splits import SUBSETS  # noqa: E402
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts the files
 GARMENTS = {"boots": 9, "bags": 8}  # Fashion-MNIST's class numbers
@@ -139,15 +142,15 @@ def load_split(directory: Path, split_csv: Path) -> dict[str, dict]:
     folder do not fit or a patient is in two subsets.
     """
     scans = dataset.group_scans(dataset.find_slices(directory)[0])
-    subset_of = dataset.read_split(split_csv, scans)
-    dataset.check_patients(scans, subset_of)
+    subset_of = splits.read_split(split_csv, scans)
+    splits.check_patients(scans, subset_of)
     width, height = Image.open(next(iter(scans.values()))[0].path).size
     subsets = {}
     for subset in SUBSETS:
         slices = [
             s for name, members in scans.items() if subset_of[name] == subset for s in members
         ]
-        images, errors = dataset.load_images([s.path for s in slices], (height, width))
+        images, errors = decode.load_images([s.path for s in slices], (height, width))
         if errors:
             raise DataError(f"{slices[min(errors)].path}: {errors[min(errors)]}")
         subsets[subset] = {

@@ -14,6 +14,7 @@ from conftest import TINY
 from PIL import Image
 
 import dataset
+import splits
 import train
 from benchmarks import garments
 
@@ -48,7 +49,7 @@ def write_source(folder: Path, gzipped: bool = True, bags: int = 210, size: int 
 def write_split(directory: Path, split_csv: Path, subsets: dict[str, str]) -> Path:
     """What a run writes: a row a scan; `subsets` gives each patient's."""
     scans = dataset.group_scans(dataset.find_slices(directory)[0])
-    dataset.write_split(
+    splits.write_split(
         split_csv, scans, {scan: subsets[slices[0].patient] for scan, slices in scans.items()}
     )
     return split_csv

@@ -15,6 +15,8 @@ from conftest import TINY, write_knees
 from PIL import Image
 
 import dataset
+import decode
+import splits
 import train
 from perceiver import Perceiver
 from processes import StopSignals
@@ -64,7 +66,7 @@ def test_figures_follow_from_the_predictions_and_these_from_the_checkpoint(finis
     assert metrics["slices"]["correct"] == sum(row["label"] == row["side"] for row in rows)
 
     model = Perceiver.from_checkpoint(finished_run / "best.pt")
-    images, _ = dataset.load_images([row["path"] for row in rows], (16, 16))
+    images, _ = decode.load_images([row["path"] for row in rows], (16, 16))
     # By hand, from the files: the model's own preprocessing, one slice at a time.
     mean, std = model.preprocessing["mean"], model.preprocessing["std"]
     for image, row in list(zip(images, rows, strict=True))[::5]:
@@ -140,7 +142,7 @@ def test_leaking_split_file_is_refused_with_the_patients_name(knees, tmp_path, c
     scans = dataset.group_scans(dataset.find_slices(knees)[0])
     subset_of = {name: "test" if "LEFT" in name else "train" for name in scans}
     subset_of[next(iter(scans))] = "val"
-    dataset.write_split(tmp_path / "leak.csv", scans, subset_of)
+    splits.write_split(tmp_path / "leak.csv", scans, subset_of)
     arguments = ["--data-dir", str(knees), "--split-file", str(tmp_path / "leak.csv"), *TINY]
     assert train.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 2
     assert "OAI9000003 (test, train)" in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""splits.py: subsets of whole patients, as near to the fractions as they allow."""
+
+import csv
+import itertools
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dataset
+import splits
+from dataset import DataError, Slice
+
+AKOA = "OAI{patient:07d}_BaseLine_3_{hash:05x}_SAG_3D_DESS_WE_{side}.nii.gz"
+
+
+def write_scan(folder: Path, patient: int, side: str, slices: int = 40, hash: int = 0) -> str:
+    name = AKOA.format(patient=patient, side=side, hash=hash)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(slices):
+        Image.new("RGB", (4, 3)).save(folder / f"{name}_{index}.png")
+    return name
+
+
+def made_up_scans(sizes: dict[str, tuple[int, int]]) -> dict[str, list[Slice]]:
+    """Patient -> (left scans, right scans), as group_scans gives them, without files."""
+    scans = {}
+    for patient, counts in sizes.items():
+        for side, count in zip(dataset.SIDES, counts, strict=True):
+            for k in range(count):
+                name = f"{patient}_{k}_{side.upper()}"
+                scans[name] = [Slice("", side, patient, name, index) for index in range(40)]
+    return dict(sorted(scans.items()))
+
+
+def slices_by_subset(scans, subset_of) -> Counter:
+    count = Counter()
+    for name, slices in scans.items():
+        count[subset_of[name], slices[0].side] += len(slices)
+    return count
+
+
+def test_scan_split_has_the_experiments_numbers():
+    right = {f"R{i:03d}": (0, 1) for i in range(264)}
+    left = {f"L{i:03d}": (1, 0) for i in range(191)}
+    scans = made_up_scans(right | left)
+    subset_of = splits.split_by_scan(scans)
+    assert slices_by_subset(scans, subset_of) == {
+        ("train", "right"): 7920,
+        ("val", "right"): 1320,
+        ("test", "right"): 1320,
+        ("train", "left"): 6040,
+        ("val", "left"): 800,
+        ("test", "left"): 800,
+    }
+    order = [subset_of[name] for name in sorted(scans) if name.startswith("R")]
+    assert order == ["train"] * 198 + ["val"] * 33 + ["test"] * 33  # cut from the sorted list
+
+
+def akoa_like(seed: int) -> dict[str, list[Slice]]:
+    """467 scans, 194 left and 273 right, of 101 patients."""
+    rng = np.random.default_rng(seed)
+    sizes = {f"OAI{i:03d}": [0, 0] for i in range(101)}
+    for side, count in enumerate((194, 273)):
+        for k in range(count):
+            patient = (k + 50 * side) % 101 if k < 70 else rng.integers(101)
+            sizes[f"OAI{patient:03d}"][side] += 1
+    return made_up_scans({name: tuple(pair) for name, pair in sizes.items() if sum(pair)})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patient_split_is_within_half_a_scan_of_its_fractions_and_never_leaks(seed):
+    scans = akoa_like(seed)
+    subset_of = splits.split_by_patient(scans, seed=seed)
+    assert splits.straddling_patients(scans, subset_of) == {}
+    count = slices_by_subset(scans, subset_of)
+    for side in dataset.SIDES:
+        total = sum(count[subset, side] for subset in splits.SUBSETS)
+        for subset, fraction in [("train", 0.75), ("val", 0.125), ("test", 0.125)]:
+            assert abs(count[subset, side] - fraction * total) <= 20
+
+
+def test_patient_split_of_few_patients_is_the_best_there_is():
+    """Against every possible assignment of 3 to 7 patients."""
+    rng = np.random.default_rng(0)
+    for number in (3, 4, 5, 6, 7):
+        sizes = {f"P{i}": tuple(rng.integers(1, 5, size=2)) for i in range(number)}
+        scans = made_up_scans(sizes)
+
+        def error(subset_of, scans=scans):
+            count, total = slices_by_subset(scans, subset_of), 0.0
+            for side in dataset.SIDES:
+                sum_of_side = sum(count[subset, side] for subset in splits.SUBSETS)
+                for subset, fraction in [("train", 0.75), ("val", 0.125), ("test", 0.125)]:
+                    total += (count[subset, side] - fraction * sum_of_side) ** 2
+            return total
+
+        best = min(
+            error({name: chosen[int(slices[0].patient[1:])] for name, slices in scans.items()})
+            for chosen in itertools.product(splits.SUBSETS, repeat=number)
+            if len(set(chosen)) == 3
+        )
+        assert error(splits.split_by_patient(scans)) == pytest.approx(best)
+
+
+def test_patient_split_depends_on_names_and_seed_alone(tmp_path):
+    """Another process, another order of files and another hash seed give the same subsets."""
+    for patient in range(8):
+        for side in ("LEFT", "RIGHT"):
+            write_scan(tmp_path, patient, side, slices=1)
+    code = (
+        "import sys, json, dataset, splits; "
+        "scans = dataset.group_scans(dataset.find_slices(sys.argv[1])[0]); "
+        "print(json.dumps(splits.split_by_patient(scans, seed=3), sort_keys=True))"
+    )
+    outputs = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.add(done.stdout)
+    assert len(outputs) == 1
+    scans = dataset.group_scans(dataset.find_slices(tmp_path)[0])
+    shuffled = dict(reversed(scans.items()))
+    assert splits.split_by_patient(scans, seed=3) == splits.split_by_patient(shuffled, seed=3)
+    chosen = [splits.split_by_patient(scans, seed=seed) for seed in range(5)]
+    assert any(split != chosen[0] for split in chosen)
+
+
+def test_pinned_split_stays_what_it_was():
+    """If this fails, the same seed means another split than in earlier versions."""
+    scans = made_up_scans({f"P{i}": (1, 1) for i in range(10)})
+    held_out = {
+        subset: {
+            scans[n][0].patient for n, s in splits.split_by_patient(scans).items() if s == subset
+        }
+        for subset in ("val", "test")
+    }
+    assert held_out == {"val": {"P8"}, "test": {"P3"}}
+
+
+def test_two_patients_are_too_few_and_are_named():
+    with pytest.raises(DataError, match=r"2 patients \(A, B\).*at least three"):
+        splits.split_by_patient(made_up_scans({"A": (1, 1), "B": (1, 1)}))
+    with pytest.raises(DataError, match=r"2 left scans can't fill"):
+        splits.split_by_scan(made_up_scans({"A": (1, 2), "B": (1, 2)}))
+
+
+@pytest.mark.parametrize("val, test", [(0, 0.1), (0.5, 0.5), (-1, 0.1), (0.1, 1.5)])
+def test_impossible_fractions_are_refused(val, test):
+    scans = made_up_scans({name: (1, 1) for name in "ABCD"})
+    for split in (splits.split_by_patient, splits.split_by_scan):
+        with pytest.raises(DataError, match=f"got {val} and {test}"):
+            split(scans, val, test)
+
+
+def test_split_file_comes_back_as_written_and_a_leak_in_it_is_named(tmp_path):
+    scans = made_up_scans({name: (1, 2) for name in "ABCDE"})
+    subset_of = splits.split_by_patient(scans)
+    path = tmp_path / "split.csv"
+    splits.write_split(path, scans, subset_of)
+    assert splits.read_split(path, scans) == subset_of
+    rows = list(csv.reader(path.open()))
+    assert rows[0] == ["subset", "side", "patient", "scan", "slices"] and len(rows) == 16
+    first_of_train = next(row for row in rows if row[0] == "train")
+    first_of_train[0] = "test"
+    csv.writer(path.open("w", newline="")).writerows(rows)
+    with pytest.raises(DataError, match=rf"1 patients.*{first_of_train[2]} \(test, train\)"):
+        splits.check_patients(scans, splits.read_split(path, scans))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a,b\n1,2\n", "expected columns subset and scan"),
+        ("", "expected columns"),
+        ("subset,scan\ntraining,A_0_LEFT\n", "line 2: subset must be train, val or test"),
+        ("subset,scan\ntrain,A_0_LEFT\ntest,A_0_LEFT\n", "line 3: scan A_0_LEFT is in two"),
+        ("subset,scan\ntrain,A_0_LEFT\n", "scans of the data are not in the split file"),
+    ],
+)
+def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message):
+    scans = made_up_scans({name: (1, 0) for name in "ABC"})
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"mine\.csv.*{message}"):
+        splits.read_split(path, scans)
+    path.write_text("subset,scan\ntrain,A_0_LEFT\nval,B_0_LEFT\ntest,C_0_LEFT\ntest,D\n")
+    with pytest.raises(DataError, match="of the split file are not in the data, first: D"):
+        splits.read_split(path, scans)
+
+
+def test_split_file_row_without_a_scan_is_named_by_its_line(tmp_path):
+    (tmp_path / "split.csv").write_text("subset,scan\ntrain,a\ntrain\n")
+    with pytest.raises(DataError, match="line 3: names no scan"):
+        splits.read_split(tmp_path / "split.csv", {"a": []})
