@@ -5,8 +5,10 @@ import inspect
 import math
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import runs
+import volumes
 from perceiver import Perceiver
 
 # What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
@@ -33,22 +35,30 @@ DEMO = {
 
 # What a resumed run may change: nothing that its result depends on beyond rounding.
 HARMLESS = {
+    "cache_dir",
     "compile",
     "data_dir",
     "device",
     "epochs",
     "grad_accumulation",
-    "output_dir",
     "resume",
     "save_every_steps",
     "workers",
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors in one line; once, under torchrun."""
+
+    def error(self, message: str) -> NoReturn:
+        text = f"{self.prog}: error: {message}\n" if os.environ.get("RANK", "0") == "0" else None
+        self.exit(2, text)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line; --demo changes defaults, and named flags still win."""
     defaults = {name: p.default for name, p in inspect.signature(Perceiver).parameters.items()}
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py",
         description="Train a Perceiver to tell left from right knees, and test it.",
         epilog="A run folder that already holds a run is never overwritten.",
@@ -57,44 +67,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group()
     source.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder of slices, however nested"
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of slices or volumes, however nested, or a manifest CSV",
     )
     source.add_argument(
         "--demo",
         action="store_true",
         help=f"synthetic knees of {DEMO_PATIENTS} patients (kept in phantoms/) and a small model",
     )
-    data.add_argument(
-        "--split",
-        choices=["patient", "scan"],
-        default="patient",
-        help="what stays whole: patients, or scans as in the original experiment, which leaks "
-        "patients (default: patient)",
-    )
-    data.add_argument(
-        "--split-file", type=Path, metavar="CSV", help="CSV with columns subset and scan"
-    )
-    data.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="X",
-        help="share held out for validation (default: 0.125)",
-    )
-    data.add_argument(
-        "--test-fraction",
-        type=float,
-        metavar="X",
-        help="share held out for the test (default: 0.125; with --split scan both default to the "
-        "experiment's shares)",
-    )
-    data.add_argument(
-        "--image-size",
-        type=positive_int,
-        nargs=2,
-        metavar=("H", "W"),
-        default=(76, 86),
-        help="height and width that slices are resized to (default: 76 86)",
-    )
+    add_data_arguments(data)
 
     # The number of channels, axes and classes follow from the data.
     model = parser.add_argument_group("model (arguments of perceiver.Perceiver)")
@@ -175,9 +158,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=False,
         help="mirror half of the training slices and swap their labels",
     )
-    optimisation.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of split, weights and order (default: 0)"
-    )
 
     run = parser.add_argument_group("run")
     run.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
@@ -202,13 +182,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="torch.compile the latent layers (on a CPU it takes a C++ compiler)",
     )
     run.add_argument(
-        "-j",
-        "--workers",
-        type=positive_int,
-        metavar="N",
-        help="threads that decode (default: all cores)",
-    )
-    run.add_argument(
         "--dry-run",
         action="store_true",
         help="read, split, report, take one step, stop; no run folder is made",
@@ -219,9 +192,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(argv)
     # torchrun --max-restarts starts the same command again.
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if restarted and args.output_dir and (args.output_dir / "last.pt").exists():
-        args.resume = args.output_dir
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and not args.resume:
+        args.resume = own_run(args.output_dir)
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and not (args.output_dir or args.resume):
+        parser.error("--max-restarts takes an --output-dir, to find the run again")
     if args.resume:
         args = resumed_args(parser, argv, args.resume)
     if not (args.data_dir or args.demo):
@@ -231,24 +206,110 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def add_data_arguments(group: argparse._ActionsContainer) -> None:
+    """The flags that say how data is read and split."""
+    group.add_argument(
+        "--split",
+        choices=["patient", "scan"],
+        default="patient",
+        help="what stays whole: patients, or scans as in the original experiment, which leaks "
+        "patients (default: patient)",
+    )
+    group.add_argument(
+        "--split-file", type=Path, metavar="CSV", help="CSV with columns subset and scan"
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help="share held out for validation (default: 0.125)",
+    )
+    group.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="X",
+        help="share held out for the test (default: 0.125; with --split scan both default to the "
+        "experiment's shares)",
+    )
+    group.add_argument(
+        "--image-size",
+        type=positive_int,
+        nargs=2,
+        metavar=("H", "W"),
+        default=(76, 86),
+        help="height and width that slices are resized to (default: 76 86)",
+    )
+    group.add_argument(
+        "--plane",
+        choices=volumes.PLANES,
+        default="stored",
+        help="how volumes are cut into slices (default: stored)",
+    )
+    group.add_argument(
+        "--name-pattern",
+        metavar="REGEX",
+        help="what names tell, as groups patient, scan, side and slice (default: as in AKOA, or "
+        "folders left/ and right/)",
+    )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=Path("cache"),
+        metavar="DIR",
+        help="where decoded slices are kept for the next start; it may be deleted (default: cache)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of split, weights and order (default: 0)"
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="threads that decode (default: all cores)",
+    )
+
+
+def own_run(folder: Path) -> Path | None:
+    """The folder, if the torchrun that started this process has begun a run in it."""
+    try:
+        return folder if runs.read_record(folder)["launch"] == runs.launch_id() else None
+    except (ValueError, KeyError):
+        return None
+
+
 def resumed_args(
     parser: argparse.ArgumentParser, argv: list[str] | None, folder: Path
 ) -> argparse.Namespace:
     """The arguments of the run in `folder`, with those of this command line that may differ."""
     try:
-        saved = runs.read_arguments(folder)
+        saved = {**runs.read_record(folder)["arguments"], "output_dir": str(folder)}
     except ValueError as error:
         parser.error(str(error))
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
+    changed = []
     for name, value in saved.items():
         given = getattr(args, name, value)
         given = str(given) if isinstance(given, Path) else given
         if name not in HARMLESS and given != value:
-            flag = "--" + name.replace("_", "-")
-            parser.error(f"{flag} {given}: the run has {value}, and resuming it can't change that")
+            changed.append(f"{as_flag(name, given)} (the run has {as_flag(name, value)})")
+    if changed:
+        parser.error(
+            f"{', '.join(changed)}: can't be changed on the way, because the result would; start "
+            "a new run"
+        )
     args.resume = args.output_dir = folder
     return args
+
+
+def as_flag(name: str, value) -> str:
+    """An argument as it is typed: image_size, [76, 86] -> --image-size 76 86."""
+    flag = name.replace("_", "-")
+    if value is None or isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}" if value is False else f"no --{flag}"
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return " ".join([f"--{flag}", *map(str, values)])
 
 
 def positive_int(text: str) -> int:

@@ -1,6 +1,6 @@
 """Random changes of training slices that never change a side without its label.
 
-    change = Augmentation(images, seed=0, epoch=3)            # one for each epoch
+    change = Augmentation(len(images), (1, 76, 86), device, seed=0, epoch=3)   # for each epoch
     pixels, sides = change(images[batch], labels[batch], batch)
 
 A mirrored left knee looks like a right one. So no change mirrors an image (rotation, scaling and
@@ -30,19 +30,20 @@ class Augmentation:
 
     def __init__(
         self,
-        images: Tensor,
+        count: int,
+        size: tuple[int, int, int],
+        device: torch.device,
         seed: int,
         epoch: int,
         change: bool = True,
         mirror_swap: bool = False,
     ):
-        """images (count, channels, height, width) gives count, size and device; it is not kept."""
+        """count: how many slices there are; size: their (channels, height, width)."""
         self.change, self.mirror_swap = change, mirror_swap
-        count, _, *size = images.shape
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         # Uniform in [-1, 1): shift down and right, rotation, scale, gain, offset, noise; mirror.
-        self.draws = (torch.rand(count, 8, generator=generator) * 2 - 1).to(images.device)
-        self.noise = torch.randn(NOISE_IMAGES, 1, *size, generator=generator).to(images.device)
+        self.draws = (torch.rand(count, 8, generator=generator) * 2 - 1).to(device)
+        self.noise = torch.randn(NOISE_IMAGES, 1, *size[1:], generator=generator).to(device)
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Change a batch, on its device.

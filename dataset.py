@@ -4,17 +4,26 @@
     slices, notes = find_slices("AKOA_Analysis")
     scans = group_scans(slices)                       # scan name -> its slices
 
-A slice is one PNG, a scan one knee imaged once (40 slices in AKOA); a patient has one or more
-scans.
+    python dataset.py AKOA_Analysis                   # what is in it, and a picture of it
+
+A slice is one 2D image: a PNG, or one of a volume's. A scan is one knee imaged once (40 slices in
+AKOA); a patient has one or more scans. Names tell them: AKOA's, folders left/ and right/, a pattern
+of your own, or a manifest.
 """
 
+import csv
 import os
 import re
+import sys
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import volumes
+
 SIDES = ("left", "right")  # class 0 and class 1
+SIDE_WORDS = {"left": "left", "l": "left", "right": "right", "r": "right"}
 SLICES_PER_SCAN = 40
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
@@ -24,6 +33,7 @@ AKOA_NAME = re.compile(
     r"_(?P<index>\d+)",
     re.IGNORECASE,
 )
+PATTERN_GROUPS = ("patient", "scan", "side", "slice")
 
 
 class DataError(ValueError):
@@ -36,6 +46,9 @@ class Slice:
 
     Slice(path="AKOA/OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png", side="right",
           patient="OAI9014797", scan="OAI9014797_..._WE_RIGHT.nii.gz", index=0)
+
+    Slice 7 of a volume has the path "knees/p01_RIGHT.nii.gz#7". A patient or scan of "" is one that
+    its name does not tell.
     """
 
     path: str
@@ -45,7 +58,7 @@ class Slice:
     index: int
 
 
-# ---- files -> slices and scans -------------------------------------------------------------------
+# ---- one name -> one slice -----------------------------------------------------------------------
 
 
 def is_image(name: str) -> bool:
@@ -62,14 +75,13 @@ def parse_name(path: Path) -> Slice | None:
     """What an image's path says, by its AKOA name or by a folder `left` or `right` that it lies in.
 
     Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` (also with folders in between,
-    `left/p01/visit2/7.png`) and `p01/left/7.png` are slice 7 of a left knee of patient p01. Returns
-    None if nothing tells the side.
+    `left/p01/visit2/7.png`) and `p01/left/7.png` are slice 7 of a left knee of patient p01. Of
+    `left/7.png` neither patient nor scan are known. Returns None if nothing tells the side.
 
     Raises:
         DataError: name and folder tell different sides.
     """
-    folder_sides = [part.lower() for part in path.parts[:-1] if part.lower() in SIDES]
-    folder_side = folder_sides[-1] if folder_sides else None
+    folder_side = side_of_folders(path)
     if match := AKOA_NAME.fullmatch(path.stem):
         side = match["side"].replace("_", "").lower()
         if folder_side not in (None, side):
@@ -80,68 +92,283 @@ def parse_name(path: Path) -> Slice | None:
     position = max(i for i, part in enumerate(path.parts) if part.lower() == folder_side)
     name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem).groups()
     above, below = path.parts[:position], path.parts[position + 1 : -1]
-    patient = next(iter([*below[:1], *filter(None, [name]), *above[-1:]]), folder_side)
-    scan = "/".join(filter(None, [*above, folder_side, *below, name]))
-    return Slice(str(path), folder_side, patient, scan, int(index or 0))
+    told = [*below[:1], *filter(None, [name]), *above[-1:]]
+    scan = "/".join(filter(None, [*above, folder_side, *below, name])) if told else ""
+    return Slice(str(path), folder_side, told[0] if told else "", scan, int(index or 0))
 
 
-def find_slices(data_dir: str | Path) -> tuple[list[Slice], list[str]]:
-    """Find every slice below a folder, however it is nested.
+def side_of_folders(path: Path) -> str | None:
+    sides = [part.lower() for part in path.parts[:-1] if part.lower() in SIDES]
+    return sides[-1] if sides else None
 
-    Returns the slices, sorted by scan and slice number, and notes: plain sentences about files that
-    were left out and scans that are not whole.
+
+def compile_pattern(text: str) -> re.Pattern:
+    """A --name-pattern, checked. Raises DataError if it is none, or has none of its groups."""
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise DataError(f"--name-pattern {text}: not a regular expression: {error}") from error
+    if not set(PATTERN_GROUPS) & set(pattern.groupindex):
+        groups = ", ".join(f"(?P<{name}>...)" for name in PATTERN_GROUPS)
+        raise DataError(f"--name-pattern {text}: has none of the groups {groups}")
+    return pattern
+
+
+def parse_by_pattern(path: Path, pattern: re.Pattern) -> Slice | None:
+    """What a pattern finds in a path below the data folder, such as `a/12_L_003.png`.
+
+    A group that it lacks: the side is that of a folder `left` or `right`; the scan is all of a
+    patient's slices of that side and folder; the slice is the number that the name ends with.
 
     Raises:
-        DataError: no such folder, no slices of a side, or a name that contradicts its folder.
+        DataError: the side is none of left, right, l and r.
+    """
+    if not (match := pattern.search(path.as_posix())):
+        return None
+    told = {name: text or "" for name, text in match.groupdict().items()}
+    side = side_of_folders(path)
+    if told.get("side"):
+        side = SIDE_WORDS.get(told["side"].replace("_", "").lower())
+        if side is None:
+            raise DataError(f"{path}: --name-pattern finds the side {told['side']!r}, not l or r")
+    if side is None:
+        return None
+    patient, scan = told.get("patient", ""), told.get("scan", "")
+    if patient and not scan:
+        scan = "/".join([*path.parts[:-1], f"{patient} {side}"])
+    index = told.get("slice") or re.search(r"\d*$", path.stem).group()
+    return Slice(str(path), side, patient, scan, int(index) if index.isdigit() else 0)
+
+
+# ---- a folder or a manifest -> all slices --------------------------------------------------------
+
+
+def walk(root: str | Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below root and its file names, in the same order on every machine.
+
+    Links are followed, and each folder is visited once. Folders that can't be read go to problems.
+    """
+    visited = set()
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        yield folder, sorted(names)
+
+
+def find_slices(
+    data_dir: str | Path, name_pattern: str | None = None, plane: str = "stored"
+) -> tuple[list[Slice], list[str]]:
+    """Find every slice below a folder, however it is nested, or in a manifest (a CSV file).
+
+    Returns the slices, sorted by scan and slice number, and notes: plain sentences about files that
+    were left out, names that tell no patient, and scans that are not whole.
+
+    Raises:
+        DataError: no such folder, no slices of a side, a name that contradicts its folder, a folder
+            that can't be read, a scan of two sides or patients, or names that tell no scans.
     """
     root = Path(data_dir)
-    if not root.is_dir():
+    if root.is_file():
+        found, notes = read_manifest(root, plane)
+    elif root.is_dir():
+        pattern = compile_pattern(name_pattern) if name_pattern else None
+        found, notes = read_folder(root, pattern, plane)
+    else:
         raise DataError(f"{data_dir}: no such folder")
-    found: dict[tuple[str, str], Slice] = {}
-    sideless, twice = [], []
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()  # a walk in the same order on every machine
-        for name in sorted(names):
-            path = Path(folder, name)
-            if not is_image(name):
-                continue
-            # The folder's own path says nothing of the side: /data/left/AKOA is not all left.
-            parsed = parse_name(path.relative_to(root))
-            if parsed is None:
-                sideless.append(path)
-            elif (parsed.scan, path.stem) in found:
-                twice.append(path)
-            else:
-                found[parsed.scan, path.stem] = Slice(
-                    str(path), parsed.side, parsed.patient, parsed.scan, parsed.index
-                )
-    slices = sorted(found.values(), key=lambda s: (s.scan, s.index, s.path))
-
-    expected = (
-        "expected names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, "
-        "or folders left/ and right/"
-    )
-    if not slices:
-        what = f"{len(sideless)} images but no side in any name" if sideless else "no images"
-        raise DataError(f"{data_dir}: {what}; {expected}")
-    notes = []
-    for paths, problem in [
-        (sideless, "tell no side and are left out"),
-        (twice, "are copies of slices already found and are left out"),
-    ]:
-        if paths:
-            notes.append(f"{len(paths)} images {problem}, first: {paths[0]}")
     for side in SIDES:
-        if not any(s.side == side for s in slices):
-            raise DataError(f"{data_dir}: {len(slices)} slices, but none of the {side} side")
+        if not any(s.side == side for s in found):
+            raise DataError(f"{data_dir}: {len(found)} slices, but none of the {side} side")
+    found, more = name_the_nameless(found)
+    check_scans(found)
+    slices = sorted(found, key=lambda s: (s.scan, s.index, natural_order(s.path)))
     sizes = Counter(s.scan for s in slices)
     odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != SLICES_PER_SCAN]
     if odd:
-        named = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
-        notes.append(
-            f"{len(odd)} scans do not have {SLICES_PER_SCAN} slices, kept together: {named}"
+        more.append(f"{len(odd)} scans do not have {SLICES_PER_SCAN} slices: {few(odd)}")
+    return slices, notes + more
+
+
+def read_folder(
+    root: Path, pattern: re.Pattern | None, plane: str
+) -> tuple[list[Slice], list[str]]:
+    """All slices and volumes below a folder, and notes about what was left out."""
+    found: dict[tuple[str, str], Slice] = {}
+    nameless, twice, unlabelled, problems = [], [], [], []
+    for folder, names in walk(root, problems):
+        for name in filter(is_image, names):
+            path = Path(folder, name)
+            # The folder's own path says nothing of the side: /data/left/AKOA is not all left.
+            below = path.relative_to(root)
+            parsed = parse_by_pattern(below, pattern) if pattern else parse_name(below)
+            if parsed is None:
+                nameless.append(str(path))
+                continue
+            key = (parsed.scan, path.stem) if parsed.scan else (folder, name)
+            if key in found and not pattern:
+                twice.append(str(path))
+            else:
+                found[key if not pattern else (folder, name)] = replace(parsed, path=str(path))
+        others = [name for name in names if not is_image(name)]
+        in_folder, unreadable = volumes.find_volumes(folder, others, plane, root)
+        unlabelled += [f"{path} ({problem})" for path, problem in unreadable]
+        for volume in in_folder:
+            parsed = parse_volume(volume, root, pattern)
+            if parsed is None:
+                unlabelled.append(f"{volume.source} ({volume.told_by})")
+                continue
+            for index in range(volume.num_slices):
+                path = f"{volume.source}#{index}"
+                found[path, ""] = replace(parsed, path=path, index=index)
+    if problems:
+        raise DataError("\n".join([f"{len(problems)} folders can't be read:", *problems]))
+    if not found:
+        expected = (
+            "expected names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, "
+            "or folders left/ and right/; --name-pattern or a manifest can tell otherwise"
         )
-    return slices, notes
+        if pattern:
+            expected = f"--name-pattern {pattern.pattern} matches none of their names"
+        what = "no images"
+        if others := nameless + unlabelled:
+            what = f"{len(others)} images or volumes but none with a side"
+            expected = f"{expected}; first: {others[0]}"
+        raise DataError(f"{root}: {what}; {expected}")
+    notes = []
+    for paths, problem in [
+        (nameless, "images tell no side and are left out"),
+        (twice, "images are copies of slices already found and are left out"),
+        (unlabelled, "volumes are left out"),
+    ]:
+        if paths:
+            notes.append(f"{len(paths)} {problem}: {few(paths)}")
+    return list(found.values()), notes
+
+
+def parse_volume(volume: volumes.Volume, root: Path, pattern: re.Pattern | None) -> Slice | None:
+    """A volume's side, patient and scan; None if nothing tells its side or two things disagree.
+
+    The patient is that of its pattern, AKOA name, DICOM PatientID, or the first folder below root.
+    """
+    below = Path(os.path.relpath(volume.source, root))
+    akoa = AKOA_NAME.fullmatch(f"{below.name}_0")
+    parsed = parse_by_pattern(below, pattern) if pattern else None
+    if pattern and (parsed is None or volume.side not in (None, parsed.side)):
+        return None
+    if parsed is None and volume.side is None:
+        return None
+    parsed = parsed or Slice("", volume.side, "", akoa["scan"] if akoa else below.as_posix(), 0)
+    patient = parsed.patient or (akoa["patient"].upper() if akoa else volume.patient or "")
+    folders = [part for part in below.parts[:-1] if part.lower() not in SIDES]
+    if not pattern and not patient and folders:
+        patient = folders[0]
+    return replace(parsed, patient=patient, scan=parsed.scan or below.as_posix())
+
+
+def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
+    """Read a CSV with columns path and side, and where they are known patient and scan.
+
+    Paths are those of images or volumes, relative to the manifest's folder.
+
+    Raises:
+        DataError: a column is missing, or a row can't be used (it is named by its line).
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable manifest: {error}") from error
+    if not {"path", "side"} <= set(columns):
+        raise DataError(f"{path}: expected columns path,side,patient,scan, got {columns}")
+    found, notes = {}, []
+    for line, row in rows:
+        side = SIDE_WORDS.get((row["side"] or "").strip().lower())
+        file = str(path.parent / (row["path"] or ""))
+        if side is None or not row["path"] or file in found:
+            problem = f"side must be left or right, got {row['side']!r}"
+            if side:
+                problem = f"{row['path']} is in it twice" if row["path"] else "names no path"
+            raise DataError(f"{path}, line {line}: {problem}")
+        patient, scan = row.get("patient") or "", row.get("scan") or ""
+        index = int(re.search(r"\d*$", Path(file).stem).group() or 0)
+        if is_image(os.path.basename(file)):
+            scan = scan or (f"{patient} {side}" if patient else "")
+            found[file] = [Slice(file, side, patient, scan, index)]
+            continue
+        try:
+            volume = volumes.describe(file, plane)
+        except volumes.VolumeError as error:
+            raise DataError(f"{path}, line {line}: {error}") from error
+        if volume.side != side and volume.told_by != volumes.NOTHING:
+            notes.append(f"{file}: the manifest says {side}; {volume.side or ''} {volume.told_by}")
+        scan = scan or row["path"]
+        found[file] = [
+            Slice(f"{file}#{i}", side, patient, scan, i) for i in range(volume.num_slices)
+        ]
+    return [s for slices in found.values() for s in slices], notes
+
+
+def name_the_nameless(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
+    """Where names tell no scan, 40 slices in sorted order are one; where no patient, a scan is.
+
+    Names that say the same of all slices of a side tell nothing either.
+
+    Raises:
+        DataError: they do not divide into scans of 40.
+    """
+    patients = {s.patient for s in slices}
+    if len(patients) == 1 and len({(s.side, s.scan) for s in slices}) == len(SIDES):
+        slices = [replace(s, patient="", scan="") for s in slices]
+    named = [s for s in slices if s.scan]
+    notes = []
+    for side in SIDES:
+        members = [s for s in slices if s.side == side and not s.scan]
+        members.sort(key=lambda s: natural_order(s.path))
+        if len(members) % SLICES_PER_SCAN:
+            raise DataError(
+                f"the names of {len(members)} {side} slices tell neither patient nor scan, and "
+                f"they don't divide into scans of {SLICES_PER_SCAN} (first: {members[0].path}); "
+                "--name-pattern or a manifest can tell"
+            )
+        named += [
+            replace(s, scan=f"{side} {i // SLICES_PER_SCAN + 1:04}") for i, s in enumerate(members)
+        ]
+        if members:
+            notes.append(
+                f"the names of {len(members)} {side} slices tell no scan: {SLICES_PER_SCAN} in "
+                "sorted order are taken as one"
+            )
+    nameless = {s.scan for s in named if not s.patient}
+    if nameless:
+        notes.append(
+            f"the names of {len(nameless)} scans tell no patient: each is taken as a patient of "
+            "its own, and if one has several, the accuracy will be too good"
+        )
+    return [s if s.patient else replace(s, patient=s.scan) for s in named], notes
+
+
+def check_scans(slices: list[Slice]) -> None:
+    """Raise DataError with its name if a scan has two sides or two patients."""
+    for what in ("side", "patient"):
+        told = defaultdict(set)
+        for s in slices:
+            told[s.scan].add(getattr(s, what))
+        for scan, values in told.items():
+            if len(values) > 1:
+                raise DataError(f"scan {scan} is of two {what}s: {', '.join(sorted(values))}")
+
+
+def few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def group_scans(slices: list[Slice]) -> dict[str, list[Slice]]:
@@ -150,3 +377,9 @@ def group_scans(slices: list[Slice]) -> dict[str, list[Slice]]:
     for s in slices:
         scans[s.scan].append(s)
     return dict(sorted(scans.items()))
+
+
+if __name__ == "__main__":
+    from audit import main
+
+    sys.exit(main())

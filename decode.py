@@ -1,9 +1,17 @@
-"""Files -> uint8 tensors.
+"""Files -> uint8 tensors, decoded once and then kept in a file.
 
-images, errors = load_images(paths, (76, 86))    # (len(paths), 1, 76, 86) uint8
+    images, errors = load_images(paths, (76, 86))            # (len(paths), 1, 76, 86) uint8
+    images, errors, note = open_images(paths, (76, 86), "cache")     # the same, from a file
+
+A path is an image's, or a volume's with the number of a slice: "p01.nii.gz#7".
 """
 
+import hashlib
+import json
 import os
+import re
+import zlib
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +21,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+import runs
+import volumes
+
 MAX_PIXELS = 50_000_000  # far above any slice; a file that claims more is damaged or hostile
+CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
+CHUNK = 4096  # images at a time where all of them might not fit into memory
 
 
 def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
@@ -39,43 +52,162 @@ def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
             )
         else:
             image = image.convert("L")
-        height, width = image_size
-        image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
-        return np.asarray(image).round().astype(np.uint8)
+        return resize(image, image_size)
+
+
+def resize(image: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
+    height, width = image_size
+    image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
+    return np.asarray(image).round().astype(np.uint8)
 
 
 def load_images(
-    paths: list[str], image_size: tuple[int, int], workers: int | None = None, progress: bool = True
+    paths: list[str],
+    image_size: tuple[int, int],
+    workers: int | None = None,
+    plane: str = "stored",
+    progress: bool = True,
+    into: np.ndarray | None = None,
 ) -> tuple[Tensor, dict[int, str]]:
     """Decode all files, in threads (Pillow releases the interpreter lock while it decodes).
+
+    plane is the one in which volumes are cut; into is an array to fill, in place of a new one.
 
     Returns a uint8 tensor (len(paths), 1, height, width) and the errors: position -> what is wrong,
     in one line. Images that could not be read are black.
     """
-    images = torch.zeros(len(paths), 1, *image_size, dtype=torch.uint8)
-    pixels, errors = images.numpy(), {}
+    pixels = np.zeros((len(paths), 1, *image_size), np.uint8) if into is None else into
+    errors = {}
+    jobs = defaultdict(list)  # file -> (position, slice) of what is wanted of it
+    for position, path in enumerate(paths):
+        source, index = split_path(path)
+        jobs[source].append((position, index))
 
-    def load(position: int) -> None:
+    def load(source: str) -> int:
+        wanted = jobs[source]
         try:
-            pixels[position, 0] = read_image(paths[position], image_size)
+            if wanted[0][1] is None:
+                pixels[[position for position, _ in wanted], 0] = read_image(source, image_size)
+            else:
+                slices = volumes.read_slices(source, plane)
+                for position, index in wanted:
+                    pixels[position, 0] = resize(Image.fromarray(slices[index]), image_size)
         except UnidentifiedImageError:
-            errors[position] = "not an image, or a damaged one"
+            problem = "not an image, or a damaged one"
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error ...
-            errors[position] = " ".join(f"{error or type(error).__name__}".split())
+            problem = " ".join(f"{error or type(error).__name__}".split())
+        else:
+            return len(wanted)
+        for position, _ in wanted:
+            pixels[position] = 0
+            errors[position] = problem
+        return len(wanted)
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        done = pool.map(load, range(len(paths)))
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
         # disable=None: a bar on a terminal, nothing in a log file
-        for _ in tqdm(
-            done, "reading", len(paths), unit="slice", disable=None if progress else True
-        ):
-            pass
-    return images, dict(sorted(errors.items()))
+        tqdm(
+            total=len(paths), desc="reading", unit="slice", disable=None if progress else True
+        ) as bar,
+    ):
+        for count in pool.map(load, jobs):
+            bar.update(count)
+    return torch.from_numpy(pixels), dict(sorted(errors.items()))
 
 
-def pixel_statistics(images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of uint8 pixels on a scale from 0 to 1, exact at any size."""
-    counts = torch.bincount(images.flatten(), minlength=256).double()
+def split_path(path: str) -> tuple[str, int | None]:
+    """ "p01.nii.gz#7" -> ("p01.nii.gz", 7), and an image's path -> (path, None)."""
+    match = re.fullmatch(r"(.+)#(\d+)", path, re.DOTALL)
+    return (match[1], int(match[2])) if match else (path, None)
+
+
+# ---- decoded once --------------------------------------------------------------------------------
+
+
+class Unreadable(Exception):
+    """Some files could not be decoded: nothing is kept. The argument is the errors."""
+
+
+def open_images(
+    paths: list[str],
+    image_size: tuple[int, int],
+    cache_dir: str | Path,
+    workers: int | None = None,
+    plane: str = "stored",
+) -> tuple[Tensor, dict[int, str], str]:
+    """`load_images` into a memory-mapped file below cache_dir, which a second start opens at once.
+
+    The file's name follows from the paths, sizes and times of the files, the image size and the
+    plane; its checksum is checked. It may be larger than memory.
+
+    Returns images, errors, and a note: "" or why the slices are kept in memory instead.
+    """
+    shape = (len(paths), 1, *image_size)
+    try:
+        target = Path(cache_dir, f"{cache_key(paths, image_size, plane)}.npy")
+    except OSError:  # of a file that load_images will name
+        return *load_images(paths, image_size, workers, plane), ""
+    try:
+        if (kept := open_kept(target, shape)) is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with runs.whole_file(target) as temporary:
+                mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                if hasattr(os, "posix_fallocate"):  # a disk that fills up while mapped is a crash
+                    with open(temporary, "rb+") as file:
+                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+                _, errors = load_images(paths, image_size, workers, plane, into=mapped)
+                if errors:
+                    raise Unreadable(errors)
+                mapped.flush()
+            runs.write_json(target.with_suffix(".json"), {"crc32": crc32(mapped)})
+            kept = open_kept(target, shape)
+    except Unreadable as unreadable:
+        return torch.zeros(shape, dtype=torch.uint8), unreadable.args[0], ""
+    except OSError as error:
+        note = f"{cache_dir}: {error.strerror}: slices are decoded into memory"
+        return *load_images(paths, image_size, workers, plane), note
+    return torch.from_numpy(kept), {}, ""
+
+
+def cache_key(paths: list[str], image_size: tuple[int, int], plane: str) -> str:
+    """A name that changes with any file's path, size or time, and with what is made of them."""
+    key = hashlib.sha256(f"{CACHE_VERSION} {image_size} {plane}".encode())
+    files = {}
+    for path in paths:
+        source, _ = split_path(path)
+        if source not in files:
+            parts = volumes.source_files(source) if source != path else [source]
+            files[source] = [(os.stat(part).st_size, os.stat(part).st_mtime_ns) for part in parts]
+        key.update(f"{os.path.abspath(path)} {files[source]}\n".encode(errors="surrogateescape"))
+    return key.hexdigest()[:32]
+
+
+def open_kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Map a file that open_images wrote; None if there is none, or not a whole one."""
+    try:
+        checksum = json.loads(path.with_suffix(".json").read_text())["crc32"]
+        kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
+    except (FileNotFoundError, ValueError, KeyError, EOFError):
+        return None
+    whole = kept.shape == shape and kept.dtype == np.uint8 and crc32(kept) == checksum
+    return kept if whole else None
+
+
+def crc32(images: np.ndarray) -> int:
+    checksum = 0
+    for start in range(0, len(images), CHUNK):
+        checksum = zlib.crc32(images[start : start + CHUNK], checksum)
+    return checksum
+
+
+def pixel_statistics(images: Tensor, members: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of uint8 pixels on a scale from 0 to 1, exact at any size.
+
+    images (n, 1, height, width), members (m,): which of them are counted.
+    """
+    counts = torch.zeros(256, dtype=torch.float64)
+    for chunk in members.split(CHUNK):
+        counts += torch.bincount(images[chunk].flatten(), minlength=256)
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = (counts * levels).sum() / counts.sum()
     variance = (counts * (levels - mean) ** 2).sum() / counts.sum()

@@ -513,7 +513,8 @@ def read_checkpoint(path: str | Path) -> dict:
         ValueError: the file is truncated, is no checkpoint, or holds more than plain values.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
+        hint = ", but a folder; name its best.pt" if Path(path).is_dir() else ""
+        raise FileNotFoundError(f"{path}: no such checkpoint file{hint}")
     try:
         with (
             warnings.catch_warnings()
@@ -522,7 +523,8 @@ def read_checkpoint(path: str | Path) -> dict:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can make the unpickler raise anything
         raise ValueError(
-            f"{path}: not a readable checkpoint (truncated, or another file)"
+            f"{path}: not a readable checkpoint: truncated, another file, or one with code in it "
+            "(none was run)"
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: not a checkpoint: holds a {type(checkpoint).__name__}")

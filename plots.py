@@ -1,4 +1,4 @@
-"""Pictures of a run: curves.png while it trains, confusion_matrix.png after testing."""
+"""Pictures: of data before it is used, of a run while it trains, of its test."""
 
 from pathlib import Path
 
@@ -61,4 +61,27 @@ def draw_confusion_matrix(units: dict[str, dict], classes: list[str], path: Path
             f"95 % interval over patients: {low:.1%} to {high:.1%}",
             fontsize=10,
         )
+    figure.savefig(path, dpi=120)
+
+
+def draw_contact_sheet(rows: list[tuple[str, list[int], list]], path: Path) -> None:
+    """A row of slices for each scan: (title, numbers of the slices, arrays (height, width))."""
+    columns = max(len(pictures) for _, _, pictures in rows)
+    height, width = rows[0][2][0].shape
+    cell = 1.4  # inches
+    figure = Figure(
+        figsize=(cell * columns, len(rows) * (cell * height / width + 0.45)), layout="constrained"
+    )
+    # A figure of its own for each row: it has a title over its whole width.
+    for row, (title, numbers, pictures) in zip(
+        figure.subfigures(len(rows), squeeze=False)[:, 0], rows, strict=True
+    ):
+        row.suptitle(
+            title if len(title) < 90 else f"{title[:87]}...", fontsize=9, x=0.01, ha="left"
+        )
+        for axes in (all_axes := row.subplots(1, columns, squeeze=False)[0]):
+            axes.axis("off")
+        for axes, number, picture in zip(all_axes, numbers, pictures, strict=False):
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axes.text(0.02, 0.98, number, color="w", fontsize=7, va="top", transform=axes.transAxes)
     figure.savefig(path, dpi=120)

@@ -10,6 +10,11 @@ and the others go on.
 Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or checkpoint.
 """
 
+import signal
+
+if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import csv
 import os
@@ -24,6 +29,7 @@ from tqdm import tqdm
 import dataset
 import decode
 import runs
+from arguments import Parser
 from metrics import scan_means
 from perceiver import Perceiver, choose_device
 
@@ -31,7 +37,7 @@ CHUNK = 2048  # files decoded at a time: memory stays the same for any number of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="predict.py", description="Tell left from right knees with a trained checkpoint."
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
@@ -143,6 +149,7 @@ def write_rows(output: Path, rows: list[tuple[str, float | None, str]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(args)
     except (ValueError, OSError) as error:

@@ -68,7 +68,7 @@ class StopSignals:
     """
 
     def __enter__(self) -> "StopSignals":
-        self.received, self.training = 0, False
+        self.received, self.training, self.hint = 0, False, "nothing is saved yet"
         numbers = (signal.SIGINT, signal.SIGTERM)
         self.before = {number: signal.signal(number, self.receive) for number in numbers}
         return self
@@ -79,6 +79,8 @@ class StopSignals:
 
     def receive(self, number: int, frame) -> None:
         if self.received or not self.training:
+            if rank() == 0:  # print() is not made for signal handlers
+                os.write(2, f"train.py: stopped at once; {self.hint}\n".encode(errors="replace"))
             raise SystemExit(128 + number)
         self.received = number
 

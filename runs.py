@@ -27,7 +27,7 @@ import torch
 
 from perceiver import Perceiver
 
-RUN_FILES = ("args.json", "split.csv", "metrics.csv", "last.pt", "best.pt", "test_metrics.json")
+RUN_FILES = ("last.pt", "best.pt", "metrics.csv", "test_metrics.json")  # a folder with one is taken
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     If anything fails on the way (a full disk, a kill), `path` is what it was before.
     """
-    temporary = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -56,7 +56,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    """Names that are no text, as file systems allow, are written as they are."""
+    with (
+        whole_file(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -94,6 +98,7 @@ def describe_run(arguments: dict, device: torch.device) -> dict:
         "started": datetime.now().isoformat(timespec="seconds"),
         "device": f"{device} {name}".strip(),
         "threads": torch.get_num_threads(),
+        "launch": launch_id(),
         "git_commit": commit,
         "versions": {
             "python": platform.python_version(),
@@ -105,26 +110,71 @@ def describe_run(arguments: dict, device: torch.device) -> dict:
     }
 
 
-def read_arguments(folder: Path) -> dict:
-    """The arguments that a run was started with.
+def read_record(folder: Path) -> dict:
+    """args.json of a run: its arguments, and what else made it.
 
     Raises ValueError if there is no run in this folder, or none that can be resumed.
     """
+    if not folder.is_dir():
+        hint = f"; name its folder: --resume {folder.parent}" if folder.is_file() else ""
+        raise ValueError(f"{folder}: nothing to resume from: no such folder{hint}")
     if not (folder / "last.pt").is_file():
         raise ValueError(f"{folder}: nothing to resume from: it holds no last.pt")
     try:
-        return json.loads((folder / "args.json").read_text())["arguments"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'args.json'}: not the arguments of a run: {error}") from error
+        record = json.loads((folder / "args.json").read_text())
+    except OSError as error:
+        raise ValueError(f"{folder / 'args.json'}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / 'args.json'}: damaged: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+        raise ValueError(f"{folder / 'args.json'}: not the arguments of a run")
+    return record
 
 
-def record_start(folder: Path, arguments: dict, device: torch.device) -> None:
-    """Write args.json; a resumed run adds how it went on, and keeps what it was started with."""
-    made = describe_run(arguments, device)
+def record_start(folder: Path, arguments: dict, device: torch.device, data: dict) -> None:
+    """Write args.json; a resumed run adds how it went on.
+
+    `arguments` are the latest, so that it goes on the same way again; `data` tells whether the
+    images are still the same.
+    """
+    made = {**describe_run(arguments, device), "data": data}
     for left in folder.glob(".*.unfinished.*"):  # by a kill
         left.unlink()
     if arguments["resume"]:
-        started = json.loads((folder / "args.json").read_text())
-        made.pop("arguments")
-        made = {**started, "resumed": [*started.get("resumed", []), made]}
+        started = read_record(folder)
+        latest = {**made.pop("arguments"), "resume": None}
+        made = {**started, "arguments": latest, "resumed": [*started.get("resumed", []), made]}
     write_json(folder / "args.json", made)
+
+
+def launch_id() -> str | None:
+    """The same for all restarts of one torchrun, and for nothing else."""
+    if (run_id := os.environ.get("TORCHELASTIC_RUN_ID", "none")) != "none":
+        return run_id
+    return (
+        f"{platform.node()} {os.getppid()}" if "TORCHELASTIC_RESTART_COUNT" in os.environ else None
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process, where the system can.
+
+    Raises ValueError if another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is training in it") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -8,6 +8,7 @@ Slices of a scan, scans of a knee and both knees of a patient look alike, so an 
 real if every patient is in exactly one subset.
 """
 
+import argparse
 import csv
 import hashlib
 from collections import Counter, defaultdict
@@ -24,18 +25,41 @@ SUBSETS = ("train", "val", "test")
 EXPERIMENT_SHARES = {"right": 33 / 264, "left": 20 / 191}
 
 
+def choose(
+    args: argparse.Namespace, scans: dict[str, list[Slice]], together: list[set[str]]
+) -> dict[str, str]:
+    """Scan name -> subset, as the arguments want it.
+
+    Raises:
+        DataError: also if a patient straddles subsets, unless --split scan allows it.
+    """
+    if args.split_file:
+        subset_of = read_split(args.split_file, scans)
+    elif args.split == "scan":
+        subset_of = split_by_scan(scans, args.val_fraction, args.test_fraction)
+    else:
+        val = 0.125 if args.val_fraction is None else args.val_fraction
+        test = 0.125 if args.test_fraction is None else args.test_fraction
+        subset_of = split_by_patient(scans, val, test, args.seed, together)
+    if args.split_file or args.split == "patient":
+        check_patients(scans, subset_of)
+    return subset_of
+
+
 def split_by_patient(
     scans: dict[str, list[Slice]],
     val_fraction: float = 0.125,
     test_fraction: float = 0.125,
     seed: int = 0,
+    together: list[set[str]] = (),
 ) -> dict[str, str]:
     """Put whole patients into subsets, as near to the fractions of each side as they allow.
 
     The order of the patients comes from a hash of the seed and their names, so the same names and
     the same seed give the same subsets on every machine. From that order on, patients are moved
     and swapped between subsets as long as that brings the sums nearer (least squares); a few
-    orders are tried, and the first that can't be bettered, or the best, is taken.
+    orders are tried, and the first that can't be bettered, or the best, is taken. Each set of
+    patients in `together` goes into one subset.
 
     Returns scan name -> "train", "val" or "test".
 
@@ -43,13 +67,15 @@ def split_by_patient(
         DataError: fewer than three patients, or fractions that leave a subset empty.
     """
     check_fractions(val_fraction, test_fraction)
-    sizes = defaultdict(lambda: [0, 0])  # patient -> slices of each side
+    group_of = {patient: min(group) for group in together for patient in group}
+    sizes = defaultdict(lambda: [0, 0])  # patient, or the first of a group -> slices of each side
     for slices in scans.values():
-        sizes[slices[0].patient][SIDES.index(slices[0].side)] += len(slices)
+        patient = group_of.get(slices[0].patient, slices[0].patient)
+        sizes[patient][SIDES.index(slices[0].side)] += len(slices)
     if len(sizes) < len(SUBSETS):
         raise DataError(
             f"{len(sizes)} patients ({', '.join(sorted(sizes))}) can't fill train, val and test; "
-            "at least three are needed"
+            "at least three are needed (--name-pattern says where names tell the patient)"
         )
     fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
     target = fractions[:, None] * np.sum(list(sizes.values()), axis=0)  # (subsets, sides)
@@ -67,7 +93,8 @@ def split_by_patient(
             best, best_error = dict(zip(order, chosen, strict=True)), error
         if best_error <= unavoidable.sum() + 1e-6:
             break
-    return {scan: SUBSETS[best[slices[0].patient]] for scan, slices in scans.items()}
+    patients = {scan: slices[0].patient for scan, slices in scans.items()}
+    return {scan: SUBSETS[best[group_of.get(name, name)]] for scan, name in patients.items()}
 
 
 def balance(weights: np.ndarray, target: np.ndarray) -> tuple[list[int], float]:
@@ -171,7 +198,7 @@ def write_split(path: Path, scans: dict[str, list[Slice]], subset_of: dict[str, 
         for name, slices in scans.items()
     ]
     rows.sort(key=lambda row: (SUBSETS.index(row[0]), *row[1:4]))
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("subset", "side", "patient", "scan", "slices"), *rows])
 
 
@@ -183,7 +210,7 @@ def read_split(path: str | Path, scans: dict[str, list[Slice]]) -> dict[str, str
             in the file or only in the data, or a subset without a scan.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
             rows = [(reader.line_num, row) for row in reader]

@@ -15,18 +15,25 @@ Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusa
 data, 130 / 143 stopped by SIGINT / SIGTERM after saving.
 """
 
+import signal
+
+if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import errno
 import inspect
 import math
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import audit
 import dataset
 import decode
 import phantom
@@ -60,37 +68,55 @@ from splits import SUBSETS
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def choose_subsets(args: argparse.Namespace, scans: dict[str, list[Slice]]) -> dict[str, str]:
-    """Scan name -> subset, checked: no patient straddles subsets unless --split scan allows it."""
-    if args.resume:
-        subset_of = splits.read_split(args.resume / "split.csv", scans)
-    elif args.split_file:
-        subset_of = splits.read_split(args.split_file, scans)
-    elif args.split == "scan":
-        subset_of = splits.split_by_scan(scans, args.val_fraction, args.test_fraction)
-    else:
-        val = 0.125 if args.val_fraction is None else args.val_fraction
-        test = 0.125 if args.test_fraction is None else args.test_fraction
-        subset_of = splits.split_by_patient(scans, val, test, args.seed)
-    if args.split_file or args.split == "patient":
-        splits.check_patients(scans, subset_of)
-    return subset_of
+class Subset(NamedTuple):
+    """Which slices are in a subset. Images and labels are those of all subsets together."""
+
+    slices: list[Slice]
+    images: Tensor  # (all slices, 1, height, width) uint8
+    labels: Tensor  # (all slices,)
+    members: Tensor  # (slices of this subset,), their places in images and labels
 
 
-def read_subsets(
-    scans: dict[str, list[Slice]], subset_of: dict[str, str], args: argparse.Namespace
-) -> dict[str, tuple[list[Slice], Tensor, Tensor]]:
-    """Subset -> its slices, images (n, 1, height, width) uint8 and labels (n,), on the CPU."""
-    slices = [s for members in scans.values() for s in members]
-    images, errors = decode.load_images([s.path for s in slices], args.image_size, args.workers)
+def read_subsets(args: argparse.Namespace) -> dict[str, Subset]:
+    """Find, decode, audit and split all slices. Says what was found and how it was split.
+
+    Raises:
+        DataError: unusable data, unreadable files (all are named), or a leak between subsets.
+    """
+    slices, notes = dataset.find_slices(args.data_dir, args.name_pattern, args.plane)
+    scans = dataset.group_scans(slices)
+    patients = len({s.patient for s in slices})
+    say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
+    reading = [s.path for s in slices], args.image_size, args.cache_dir, args.workers, args.plane
+    result = decode.open_images(*reading) if rank() == 0 else None  # the others open what it kept
+    reduce(torch.zeros(()))
+    images, errors, note = result or decode.open_images(*reading)
     if errors:
         listed = "\n".join(f"  {slices[i].path}: {error}" for i, error in errors.items())
         raise DataError(f"{len(errors)} files can't be read; mend or remove them:\n{listed}")
+    copies = audit.find_copies(images, [s.scan for s in slices])
+    for line in [*notes, note, *audit.describe_copies(slices, images, copies)]:
+        if line:
+            say(f"note: {line}")
+
+    if args.resume:
+        subset_of = splits.read_split(args.resume / "split.csv", scans)
+    else:
+        subset_of = splits.choose(args, scans, audit.patients_sharing_images(slices, copies))
+    if args.split == "patient" or args.split_file:
+        audit.check_copies(slices, copies, subset_of)
+    say(splits.describe_split(scans, subset_of))
+    if leaks := splits.straddling_patients(scans, subset_of):
+        say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
     labels = torch.tensor([SIDES.index(s.side) for s in slices])
     subsets = {}
     for subset in SUBSETS:
         members = [i for i, s in enumerate(slices) if subset_of[s.scan] == subset]
-        subsets[subset] = ([slices[i] for i in members], images[members], labels[members])
+        sides = {slices[i].side for i in members}
+        if len(sides) < len(SIDES):
+            say(f"warning: {subset} has {', '.join(sides)} knees only")
+        found = [slices[i] for i in members]
+        subsets[subset] = Subset(found, images, labels, torch.tensor(members))
     return subsets
 
 
@@ -120,8 +146,7 @@ class Stopped(Exception):
 
 def train_one_epoch(
     model: Perceiver | DistributedDataParallel,
-    images: Tensor,
-    labels: Tensor,
+    subset: Subset,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     args: argparse.Namespace,
@@ -130,8 +155,8 @@ def train_one_epoch(
 ) -> None:
     """Train on each slice once, from step `progress.step` on, and keep `progress` up to date.
 
-    images (n, 1, height, width) uint8 and labels (n,) are on the model's device. Order, changes and
-    dropout follow from seed, epoch, step and process alone, so a resumed epoch is the same epoch.
+    Order, changes and dropout follow from seed, epoch, step and process alone, so a resumed epoch
+    is the same epoch.
 
     Raises:
         Stopped: after a signal, with the step done and saved.
@@ -139,14 +164,18 @@ def train_one_epoch(
     """
     model.train()
     core = model.module if isinstance(model, DistributedDataParallel) else model
+    device, (_, images, labels, members) = core.latents.device, subset
+    members = members.to(images.device)
     epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch_seed))
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(epoch_seed))
     batches = order.to(images.device).split(args.batch_size)[: 1 if args.dry_run else None]
-    change = Augmentation(images, args.seed, progress.epoch, args.augment, args.mirror_swap)
+    changes = args.augment, args.mirror_swap
+    size = tuple(images.shape[1:])
+    change = Augmentation(len(members), size, device, args.seed, progress.epoch, *changes)
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
-    sums = torch.tensor([progress.loss_sum, progress.correct], device=images.device)
+    sums = torch.tensor([progress.loss_sum, progress.correct], device=device)
     sums *= rank() == 0
-    first_failed = torch.full((), -1, device=images.device)
+    first_failed = torch.full((), -1, device=device)
     started = time.perf_counter() - progress.seconds
     quiet = None if rank() == 0 else True  # None: a bar on a terminal, nothing in a log file
     bar = tqdm(batches, f"epoch {progress.epoch}", unit="step", leave=False, disable=quiet)
@@ -161,10 +190,11 @@ def train_one_epoch(
         parts = (share if len(share) else batch[:1]).tensor_split(args.grad_accumulation)
         parts = [part for part in parts if len(part)]
         for part in parts:
-            pixels, sides = change(images[part], labels[part], part)
+            rows = members[part]
+            pixels, sides = change(images[rows].to(device), labels[rows].to(device), part)
             waits = part is not parts[-1] and model is not core  # gradients are summed at the last
             with model.no_sync() if waits else nullcontext():
-                with autocast(images.device, args.amp):
+                with autocast(device, args.amp):
                     logits = model(core.normalise(pixels))
                 loss = F.cross_entropy(logits.float(), sides, reduction="sum")
                 (loss * weight).backward()
@@ -173,7 +203,7 @@ def train_one_epoch(
         norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
         fails = ~torch.isfinite(norm) & (first_failed < 0)
         first_failed = torch.where(fails, step, first_failed)
-        if images.device.type == "cuda":  # this step and all after it are skipped: nothing waits
+        if device.type == "cuda":  # this step and all after it are skipped: nothing waits
             optimizer.found_inf = (first_failed >= 0).float()
         elif first_failed >= 0:
             raise NonFiniteError(step + 1, batch.tolist())
@@ -194,30 +224,32 @@ def train_one_epoch(
     bar.close()
 
 
-def evaluate(
-    model: Perceiver, images: Tensor, labels: Tensor, args: argparse.Namespace
-) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the probability of `right` of each image (n,).
+def evaluate(model: Perceiver, subset: Subset, args: argparse.Namespace) -> tuple[float, Tensor]:
+    """Mean cross-entropy, and the probability of `right` of each slice of the subset (n,).
 
-    Each process predicts its share, and each image counts once.
+    Each process predicts its share, and each slice counts once.
     """
-    share = torch.arange(rank(), len(images), processes())
-    logits = torch.zeros(len(images), len(SIDES))
-    logits[share] = model.predict_logits(images[share.to(images.device)], args.batch_size, args.amp)
+    _, images, labels, members = subset
+    logits = torch.zeros(len(members), len(SIDES))
+    for batch in torch.arange(rank(), len(members), processes()).split(args.batch_size):
+        pixels = images[members[batch].to(images.device)]
+        logits[batch] = model.predict_logits(pixels, args.batch_size, args.amp)
     reduce(logits)
-    return F.cross_entropy(logits, labels.cpu()).item(), logits.softmax(dim=1)[:, 1]
+    loss = F.cross_entropy(logits, labels[members.to(labels.device)].cpu())
+    return loss.item(), logits.softmax(dim=1)[:, 1]
 
 
-def test(
-    folder: Path, slices: list[Slice], images: Tensor, labels: Tensor, args: argparse.Namespace
-) -> dict:
+def test(folder: Path, subset: Subset, device: torch.device, args: argparse.Namespace) -> dict:
     """Test best.pt once; write test_metrics.json, test_predictions.csv, confusion_matrix.png."""
-    model = Perceiver.from_checkpoint(folder / "best.pt", images.device)
-    loss, p_right = evaluate(model, images, labels, args)
+    model = Perceiver.from_checkpoint(folder / "best.pt", device)
+    best_epoch = len(read_checkpoint(folder / "best.pt")["progress"]["rows"])
+    loss, p_right = evaluate(model, subset, args)
+    slices = subset.slices
+    sides = [SIDES.index(s.side) for s in slices]
     by_scan = scan_means(p_right, [s.scan for s in slices])
     first = {s.scan: s for s in reversed(slices)}  # one slice of each scan knows side and patient
     units = {
-        "slice": score(p_right, labels.cpu(), [s.patient for s in slices]),
+        "slice": score(p_right, sides, [s.patient for s in slices]),
         "scan": score(
             list(by_scan.values()),
             [SIDES.index(first[scan].side) for scan in by_scan],
@@ -226,6 +258,7 @@ def test(
     }
     metrics = {
         "split": "file" if args.split_file else args.split,
+        "epoch": best_epoch,
         "patients": len({s.patient for s in slices}),
         "loss": loss,
         "slices": units["slice"],
@@ -269,6 +302,22 @@ def prepare_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
+def resume_command(folder: Path) -> str:
+    launcher = "python" if processes() == 1 else f"torchrun --nproc-per-node {processes()}"
+    return f"{launcher} train.py --resume {shlex.quote(str(folder))}"
+
+
+def check_same_data(before: dict, now: dict) -> None:
+    """Raise DataError if a resumed run would see other slices; warn of other pixels."""
+    if now["slices"] != before["slices"]:
+        raise DataError(
+            f"{now['slices']} slices; the run was started with {before['slices']}, and can't go on "
+            "with others"
+        )
+    if now["crc32"] != before["crc32"]:
+        say("warning: the images are not exactly those that the run was started with")
+
+
 def report(folder: Path, rows: list[dict]) -> None:
     if rank() == 0 and rows:
         runs.write_csv(folder / "metrics.csv", rows)
@@ -276,7 +325,7 @@ def report(folder: Path, rows: list[dict]) -> None:
             plots.draw_curves(rows, temporary)
 
 
-def run(args: argparse.Namespace, signals: StopSignals) -> int:
+def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> int:
     """Read, split, train, test. Returns the exit code; raises ValueError for unusable input."""
     device = join_processes(choose_device(args.device))
     folder = args.output_dir = prepare_folder(args)
@@ -296,31 +345,28 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
         say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
         phantom.write_phantoms(args.data_dir, patients=DEMO_PATIENTS)
     reduce(torch.zeros(()))  # the others wait
-    slices, notes = dataset.find_slices(args.data_dir)
-    scans = dataset.group_scans(slices)
-    subset_of = choose_subsets(args, scans)
-    patients = len({s.patient for s in slices})
-    say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
-    for note in notes:
-        say(f"note: {note}")
-    say(splits.describe_split(scans, subset_of))
-    if leaks := splits.straddling_patients(scans, subset_of):
-        say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
-    for subset in SUBSETS:
-        sides = {scans[name][0].side for name in scans if subset_of[name] == subset}
-        if len(sides) < len(SIDES):
-            say(f"warning: {subset} has {', '.join(sides)} knees only")
-    data = read_subsets(scans, subset_of, args)
+    if args.resume and not args.data_dir.exists():
+        raise DataError(
+            f"{args.data_dir}: the run's data is not there; --data-dir says where it is"
+        )
+    subsets = read_subsets(args)
+    images, labels = subsets["train"].images, subsets["train"].labels
+    data = {"slices": len(images), "crc32": decode.crc32(images.numpy())}
+    if args.resume:
+        check_same_data(runs.read_record(folder).get("data", data), data)
     if not args.resume:
-        mean, std = decode.pixel_statistics(data["train"][1])
+        mean, std = decode.pixel_statistics(images, subsets["train"].members)
         model.preprocessing = {
             "classes": list(SIDES),
             "image_size": list(args.image_size),
+            "plane": args.plane,
             "mean": mean,
             "std": max(std, 1 / 255),  # blank images must not become infinite
         }
     model.to(device)
-    data = {name: (s, x.to(device), y.to(device)) for name, (s, x, y) in data.items()}
+    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        images, labels = images.to(device), labels.to(device)  # once, and not batch by batch
+        subsets = {n: s._replace(images=images, labels=labels) for n, s in subsets.items()}
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
     if args.resume:
@@ -344,22 +390,28 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
                     progress=asdict(progress),
                 )
 
+    count = len(subsets["train"].members)
     if args.dry_run:
-        train_one_epoch(
-            trained, *data["train"][1:], optimizer, progress, args, signals, lambda: None
-        )
-        seen = min(args.batch_size, len(data["train"][1]))
-        say(f"dry run: one step, loss {progress.loss_sum / seen:.4f}; nothing written")
+        train_one_epoch(trained, subsets["train"], optimizer, progress, args, signals, lambda: None)
+        seen = min(args.batch_size, count)
+        say(f"dry run: one step, loss {progress.loss_sum / seen:.4f}; no run folder made")
         return 0
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        runs.record_start(folder, vars(args), device)
+        cleanup.enter_context(runs.locked(folder))
+        runs.record_start(folder, vars(args), device, data)
         if not args.resume:
+            scans = dataset.group_scans([s for subset in subsets.values() for s in subset.slices])
+            subset_of = {s.scan: name for name in subsets for s in subsets[name].slices}
             with runs.whole_file(folder / "split.csv") as temporary:
                 splits.write_split(temporary, scans, subset_of)
             save("last.pt")  # from here on the run can be resumed
-    signals.training = True
-    count = len(data["train"][1])
+    signals.training, signals.hint = True, f"go on with: {resume_command(folder)}"
+    if args.resume:
+        steps = math.ceil(count / args.batch_size)
+        at = f"epoch {progress.epoch} of {args.epochs}, after step {progress.step} of {steps}"
+        done = progress.epoch > args.epochs
+        say(f"all {args.epochs} epochs are done: testing again" if done else f"going on in {at}")
     while progress.epoch <= args.epochs:
         epoch = progress.epoch
         lr = args.lr * args.lr_decay ** (epoch - 1)  # ExponentialLR, without a state of its own
@@ -368,7 +420,7 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
         try:
             train_one_epoch(
                 trained,
-                *data["train"][1:],
+                subsets["train"],
                 optimizer,
                 progress,
                 args,
@@ -377,15 +429,16 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
             )
         except NonFiniteError as error:
             step, members = error.args
-            paths = [data["train"][0][i].path for i in members]
+            paths = [subsets["train"].slices[i].path for i in members]
             if rank() == 0:
                 with runs.whole_file(folder / "failed_batch.txt") as temporary:
-                    temporary.write_text("\n".join(paths) + "\n")
+                    temporary.write_bytes(os.fsencode("\n".join(paths) + "\n"))
             raise NonFiniteError(
                 f"the gradient became non-finite in epoch {epoch}, step {step}, at learning rate "
                 f"{lr:g}; {folder / 'failed_batch.txt'} names the slices of that batch"
             ) from None
-        val_loss, p_right = evaluate(model, *data["val"][1:], args)
+        val_labels = labels[subsets["val"].members.to(labels.device)].cpu()
+        val_loss, p_right = evaluate(model, subsets["val"], args)
         if not math.isfinite(val_loss):
             raise NonFiniteError(f"the validation loss became {val_loss} in epoch {epoch}")
         row = {
@@ -394,7 +447,7 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
             "train_loss": progress.loss_sum / count,
             "train_accuracy": progress.correct / count,
             "val_loss": val_loss,
-            "val_accuracy": ((p_right > 0.5) == data["val"][2].cpu()).float().mean().item(),
+            "val_accuracy": ((p_right > 0.5) == val_labels).float().mean().item(),
             "seconds": round(progress.seconds, 2),
         }
         is_best = val_loss < progress.best
@@ -414,11 +467,11 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
     signals.training = False
 
     report(folder, progress.rows)
-    metrics = test(folder, *data["test"], args)
+    metrics = test(folder, subsets["test"], device, args)
     say(f"test of the best epoch, patients it never saw: {metrics['patients']}")
     if metrics["patients"] < 5:
         say("  (so few that the intervals say little)")
-    if leaks:
+    if args.split == "scan" and not args.split_file:
         say("  (not quite: with --split scan other scans of theirs were trained on)")
     for unit in ("slices", "scans"):
         scored = metrics[unit]
@@ -427,7 +480,7 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
             f"  {scored['accuracy']:.2%} of {scored['count']:,} {unit} right, "
             f"95 % interval over patients {low:.2%} to {high:.2%}"
         )
-    example = Path(data["test"][0][0].path)
+    example = Path(subsets["test"].slices[0].path)
     pattern = shlex.quote(str(example.with_suffix("")).rstrip("0123456789")) + "*" + example.suffix
     say(f"run folder: {folder}")
     checkpoint = shlex.quote(str(folder / "best.pt"))
@@ -437,13 +490,11 @@ def run(args: argparse.Namespace, signals: StopSignals) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    with StopSignals() as signals:
+    with StopSignals() as signals, ExitStack() as cleanup:
         try:
-            return run(args, signals)
+            return run(args, signals, cleanup)
         except Stopped as stopped:
-            say(
-                f"stopped; go on with: python train.py --resume {shlex.quote(str(args.output_dir))}"
-            )
+            say(f"stopped and saved; go on with: {resume_command(args.output_dir)}")
             return 128 + stopped.args[0]
         except NonFiniteError as error:
             code, message = 1, f"{error}; best.pt and last.pt are from before; try a lower --lr"
@@ -461,7 +512,11 @@ def main(argv: list[str] | None = None) -> int:
         except (RuntimeError, MemoryError) as error:
             if processes() == 1 and "memory" not in str(error):
                 raise
-            code, message = 1, f"process {rank()} of {processes()}: {str(error).splitlines()[0]}"
+            code, message = 1, str(error).splitlines()[0]
+            if processes() > 1:
+                message = (
+                    f"process {rank()} of {processes()} can't go on without another: {message}"
+                )
         finally:
             leave_processes()
     print(f"train.py: {message}", file=sys.stderr)

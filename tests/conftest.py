@@ -1,5 +1,6 @@
 """Small real knees for the tests of the programs."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ TINY = (
     "--image-size 16 16 --num-latents 8 --latent-dim 16 --depth 2 --latent-heads 2 "
     "--latent-dim-head 8 --num-freq-bands 3 --epochs 12 -b 16 --lr 1e-2 --device cpu"
 ).split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """No test leaves files, such as cache/, in the folder that it was started from."""
+    os.chdir(tmp_path_factory.mktemp("cwd"))
 
 
 def write_knees(folder: Path, patients: int = 8, slices: int = 8, seed: int = 0) -> None:

@@ -7,6 +7,7 @@ import augment
 from augment import Augmentation
 
 LABELS = torch.arange(40) % 2
+OF = 40, (1, 24, 40), torch.device("cpu")  # how many, size and device of `wedges(LABELS)`
 
 
 def wedges(labels: torch.Tensor) -> torch.Tensor:
@@ -42,7 +43,7 @@ def test_no_image_is_mirrored_without_its_label(change, mirror_swap):
     everything = torch.arange(len(images))
     swapped = 0
     for epoch in range(5):
-        changed, labels = Augmentation(images, 0, epoch, change, mirror_swap)(
+        changed, labels = Augmentation(*OF, 0, epoch, change, mirror_swap)(
             images, LABELS, everything
         )
         assert torch.equal(handedness(changed) == right, labels.bool())
@@ -52,22 +53,22 @@ def test_no_image_is_mirrored_without_its_label(change, mirror_swap):
 
 def test_changes_follow_from_seed_epoch_and_index_not_from_the_batch():
     images = wedges(LABELS)
-    change = Augmentation(images, seed=1, epoch=2, mirror_swap=True)
+    change = Augmentation(*OF, seed=1, epoch=2, mirror_swap=True)
     everything = torch.arange(len(images))
     whole, labels = change(images, LABELS, everything)
     batch = torch.tensor([7, 3, 31])
-    some, some_labels = Augmentation(images, 1, 2, mirror_swap=True)(
+    some, some_labels = Augmentation(*OF, 1, 2, mirror_swap=True)(
         images[batch], LABELS[batch], batch
     )
     assert torch.equal(some, whole[batch]) and torch.equal(some_labels, labels[batch])
     for seed, epoch in ((0, 2), (1, 3)):
-        other, _ = Augmentation(images, seed, epoch)(images, LABELS, everything)
+        other, _ = Augmentation(*OF, seed, epoch)(images, LABELS, everything)
         assert (other - whole).abs().flatten(1).amax(dim=1).min() > 20
 
 
 def test_without_changes_images_pass_untouched():
     images = wedges(LABELS)
-    passed, labels = Augmentation(images, 0, 0, change=False)(images, LABELS, torch.arange(40))
+    passed, labels = Augmentation(*OF, 0, 0, change=False)(images, LABELS, torch.arange(40))
     assert passed is images and labels is LABELS
 
 
@@ -89,6 +90,6 @@ def test_a_quarter_turn_and_a_shift_land_where_they_should(monkeypatch):
 
 def test_changes_are_small_and_pixels_stay_in_range():
     images = wedges(LABELS)
-    changed, _ = Augmentation(images, 0, 0)(images, LABELS, torch.arange(40))
+    changed, _ = Augmentation(*OF, 0, 0)(images, LABELS, torch.arange(40))
     assert changed.min() >= 0 and changed.max() <= 255
     assert (changed - images).abs().mean() < 40

@@ -63,7 +63,7 @@ def test_all_unreadable_files_are_reported_and_the_others_are_read(tmp_path):
 
 def test_statistics_are_those_of_the_pixels():
     images = torch.randint(0, 256, (7, 1, 9, 11), dtype=torch.uint8)
-    mean, std = decode.pixel_statistics(images)
+    mean, std = decode.pixel_statistics(images, torch.arange(7))
     pixels = images.double() / 255
     assert mean == pytest.approx(pixels.mean().item(), abs=1e-12)
     assert std == pytest.approx(pixels.std(correction=0).item(), abs=1e-12)

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,5 +319,12 @@ def test_what_torchrun_restarts_goes_on(whole_run, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert train.parse_args([*arguments, str(whole_run)]).resume is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert train.parse_args([*arguments, str(whole_run), *FLAGS]).resume == whole_run
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     assert train.parse_args([*arguments, str(tmp_path / "new")]).resume is None
+    # Not begun by this torchrun: refused as at the first attempt.
+    assert train.parse_args([*arguments, str(whole_run), *FLAGS]).resume is None
+    own = tmp_path / "own"
+    shutil.copytree(whole_run, own)
+    record = json.loads((own / "args.json").read_text())
+    (own / "args.json").write_text(json.dumps({**record, "launch": "mine"}))
+    assert train.parse_args([*arguments, str(own), *FLAGS]).resume == own

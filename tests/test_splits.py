@@ -124,6 +124,7 @@ def test_patient_split_depends_on_names_and_seed_alone(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path],
             env=environment,
+            cwd=Path(splits.__file__).parent,
             capture_output=True,
             text=True,
             check=True,

@@ -112,11 +112,11 @@ def test_every_slice_is_seen_exactly_once_an_epoch(monkeypatch):
     images = torch.arange(37, dtype=torch.uint8)[:, None, None, None].expand(37, 1, 4, 4)
     optimizer = torch.optim.Adam(model.parameters())
     args = train.parse_args(["--data-dir", "x", "-b", "8"])
-    labels = torch.zeros(37, dtype=torch.long)
+    subset = train.Subset([], images, torch.zeros(37, dtype=torch.long), torch.arange(37))
     for epoch in (1, 2):
         with StopSignals() as signals:
             progress = train.Progress(epoch)
-            train.train_one_epoch(model, images, labels, optimizer, progress, args, signals, None)
+            train.train_one_epoch(model, subset, optimizer, progress, args, signals, None)
     assert sorted(seen[:37]) == sorted(seen[37:]) == list(range(37))
     assert seen[:37] != seen[37:] and seen[:37] != sorted(seen[:37])
 
@@ -130,10 +130,10 @@ def test_a_used_run_folder_is_refused_and_left_alone(finished_run, knees, capsys
     assert {path: path.read_bytes() for path in finished_run.iterdir()} == before
 
 
-def test_dry_run_takes_a_step_and_writes_nothing(knees, tmp_path, monkeypatch, capsys):
+def test_dry_run_takes_a_step_and_makes_no_run_folder(knees, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--data-dir", str(knees), *TINY, "--dry-run"]) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     output = capsys.readouterr().out
     assert "128 slices, 16 scans, 8 patients" in output and "one step, loss" in output
 
