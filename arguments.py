@@ -288,11 +288,14 @@ def resumed_args(
         parser.error(str(error))
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
+    # Dropout draws by parts of a batch.
+    dropout = saved.get("ff_dropout") or saved.get("attention_dropout")
+    harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
     changed = []
     for name, value in saved.items():
         given = getattr(args, name, value)
         given = str(given) if isinstance(given, Path) else given
-        if name not in HARMLESS and given != value:
+        if name not in harmless and given != value:
             changed.append(f"{as_flag(name, given)} (the run has {as_flag(name, value)})")
     if changed:
         parser.error(

@@ -482,7 +482,10 @@ class Perceiver(nn.Module):
             for name, tensor in model.state_dict().items():
                 if not tensor.isfinite().all():
                     raise ValueError(f"{name} is not finite")
-            model.preprocessing = checkpoint["preprocessing"]
+            for name, tensor in checkpoint["model"].items():
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{name} is {tensor.dtype}")
+            model.preprocessing = check_preprocessing(checkpoint["preprocessing"])
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{path}: not a checkpoint of this Perceiver: {reason}") from error
@@ -531,6 +534,17 @@ def read_checkpoint(path: str | Path) -> dict:
     if missing := {"config", "model", "preprocessing"} - checkpoint.keys():
         raise ValueError(f"{path}: not a checkpoint of this Perceiver: no {min(missing)} in it")
     return checkpoint
+
+
+def check_preprocessing(preprocessing: dict) -> dict:
+    """Raise ValueError unless pixels can be normalised by it."""
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ValueError(f"preprocessing with mean {mean} and std {std}")
+    size = preprocessing.get("image_size", [1])
+    if not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"preprocessing with image_size {size}")
+    return preprocessing
 
 
 def check_config(config: dict) -> None:

@@ -5,6 +5,8 @@ Without torchrun all of this does nothing: one process, rank 0.
 
 import os
 import signal
+import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,8 @@ def join_processes(device: torch.device) -> torch.device:
     if "WORLD_SIZE" not in os.environ:
         return device
     if device.type == "cuda":
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ValueError(f"{torch.cuda.device_count()} GPUs: --nproc-per-node asks for more")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     # A store of its own for each restart: in a shared one gloo finds the addresses of the dead.
@@ -58,13 +62,17 @@ def leave_processes() -> None:
 def say(text: str) -> None:
     """Print once, not once a process."""
     if rank() == 0:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # `train.py | head`: nobody listens, and training goes on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class StopSignals:
     """SIGINT and SIGTERM: while it trains, the first lets the step finish; a second stops at once.
 
-    At other times there is nothing to save, and the first one ends the program.
+    At other times there is nothing to save, and the first one ends the program. torchrun passes on
+    what its workers have just received themselves: that is not a second one.
     """
 
     def __enter__(self) -> "StopSignals":
@@ -78,11 +86,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def receive(self, number: int, frame) -> None:
+        if self.received and "WORLD_SIZE" in os.environ and time.monotonic() < self.at + 1:
+            return
         if self.received or not self.training:
             if rank() == 0:  # print() is not made for signal handlers
                 os.write(2, f"train.py: stopped at once; {self.hint}\n".encode(errors="replace"))
             raise SystemExit(128 + number)
-        self.received = number
+        self.received, self.at = number, time.monotonic()
 
     def agreed(self) -> int:
         """The signal that any process received: all stop after the same step."""

@@ -94,7 +94,7 @@ def read_subsets(args: argparse.Namespace) -> dict[str, Subset]:
     if errors:
         listed = "\n".join(f"  {slices[i].path}: {error}" for i, error in errors.items())
         raise DataError(f"{len(errors)} files can't be read; mend or remove them:\n{listed}")
-    copies = audit.find_copies(images, [s.scan for s in slices])
+    copies = audit.open_copies(images, [s.scan for s in slices], args.cache_dir)
     for line in [*notes, note, *audit.describe_copies(slices, images, copies)]:
         if line:
             say(f"note: {line}")
@@ -137,7 +137,7 @@ class Progress:
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is not a number; the optimizer has not seen it."""
+    """A loss, gradient or weight that is not a number: (message, paths of the batch)."""
 
 
 class Stopped(Exception):
@@ -173,13 +173,22 @@ def train_one_epoch(
     size = tuple(images.shape[1:])
     change = Augmentation(len(members), size, device, args.seed, progress.epoch, *changes)
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
-    sums = torch.tensor([progress.loss_sum, progress.correct], device=device)
+    sums = [progress.loss_sum, progress.correct]
+    sums = torch.tensor(sums, device=device, dtype=torch.float64)
     sums *= rank() == 0
     first_failed = torch.full((), -1, device=device)
     started = time.perf_counter() - progress.seconds
     quiet = None if rank() == 0 else True  # None: a bar on a terminal, nothing in a log file
     bar = tqdm(batches, f"epoch {progress.epoch}", unit="step", leave=False, disable=quiet)
     bar.update(progress.step)
+
+    def non_finite_step(step: int, batch: Tensor) -> NonFiniteError:
+        message = (
+            f"the gradient became non-finite in epoch {progress.epoch}, step {step + 1}, at "
+            f"learning rate {optimizer.param_groups[0]['lr']:g}"
+        )
+        return NonFiniteError(message, [subset.slices[i].path for i in batch.tolist()])
+
     for step in range(progress.step, len(batches)):
         torch.manual_seed(((epoch_seed * 1_000_003 + step) * 1_009 + rank()) % 2**63)
         optimizer.zero_grad()
@@ -199,14 +208,14 @@ def train_one_epoch(
                 loss = F.cross_entropy(logits.float(), sides, reduction="sum")
                 (loss * weight).backward()
             correct = (logits.argmax(dim=1) == sides).sum()
-            sums += torch.stack([loss.detach(), correct.float()]) * bool(weight)
+            sums += torch.stack([loss.detach(), correct.double()]) * bool(weight)
         norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
         fails = ~torch.isfinite(norm) & (first_failed < 0)
         first_failed = torch.where(fails, step, first_failed)
         if device.type == "cuda":  # this step and all after it are skipped: nothing waits
             optimizer.found_inf = (first_failed >= 0).float()
         elif first_failed >= 0:
-            raise NonFiniteError(step + 1, batch.tolist())
+            raise non_finite_step(step, batch)
         optimizer.step()
         bar.update()
 
@@ -214,7 +223,7 @@ def train_one_epoch(
         saves = args.save_every_steps and progress.step % args.save_every_steps == 0
         if stop or saves or progress.step == len(batches):
             if (failed := int(first_failed)) >= 0:
-                raise NonFiniteError(failed + 1, batches[failed].tolist())
+                raise non_finite_step(failed, batches[failed])
             progress.loss_sum, progress.correct = reduce(sums.clone()).tolist()
             progress.seconds = time.perf_counter() - started
         if stop or (saves and progress.step < len(batches)):
@@ -231,7 +240,8 @@ def evaluate(model: Perceiver, subset: Subset, args: argparse.Namespace) -> tupl
     """
     _, images, labels, members = subset
     logits = torch.zeros(len(members), len(SIDES))
-    for batch in torch.arange(rank(), len(members), processes()).split(args.batch_size):
+    at_a_time = math.ceil(args.batch_size / args.grad_accumulation)
+    for batch in torch.arange(rank(), len(members), processes()).split(at_a_time):
         pixels = images[members[batch].to(images.device)]
         logits[batch] = model.predict_logits(pixels, args.batch_size, args.amp)
     reduce(logits)
@@ -293,18 +303,51 @@ def prepare_folder(args: argparse.Namespace) -> Path:
     folder = broadcast(folder)  # one clock decides
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; name a folder as --output-dir")
+    check_unused(folder, args)
+    return folder
+
+
+def check_unused(folder: Path, args: argparse.Namespace) -> None:
     taken = [name for name in runs.RUN_FILES if (folder / name).exists()]
     if taken and not args.resume:
         raise DataError(
             f"{folder} already holds a run ({taken[0]}); choose another --output-dir, or go on "
             f"with it: --resume {folder}"
         )
-    return folder
 
 
 def resume_command(folder: Path) -> str:
     launcher = "python" if processes() == 1 else f"torchrun --nproc-per-node {processes()}"
     return f"{launcher} train.py --resume {shlex.quote(str(folder))}"
+
+
+def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
+    """What a run goes on from, checked: fused Adam writes past the end of state that is too short.
+
+    Raises:
+        DataError: optimizer or progress are missing, of another model, or not finite.
+    """
+    try:
+        progress = Progress(**checkpoint["progress"])
+        counts, sums = [progress.epoch, progress.step], [progress.loss_sum, progress.correct]
+        whole = all(type(n) is int and n >= 0 for n in counts) and isinstance(progress.rows, list)
+        whole &= all(math.isfinite(x) for x in [*sums, progress.seconds])
+        whole &= isinstance(progress.best, float)
+        states, started = checkpoint["optimizer"]["state"], progress.step or progress.epoch > 1
+        for i, parameter in enumerate(model.parameters() if started else ()):
+            for name, shape in [
+                ("exp_avg", parameter.shape),
+                ("exp_avg_sq", parameter.shape),
+                ("step", ()),
+            ]:
+                tensor = states[i][name]
+                whole &= tensor.shape == shape and tensor.is_floating_point()
+                whole &= bool(tensor.isfinite().all())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: nothing that a run can go on from: {error!r}") from error
+    if not whole:
+        raise DataError(f"{path}: optimizer or progress do not fit the model or are not finite")
+    return progress
 
 
 def check_same_data(before: dict, now: dict) -> None:
@@ -328,6 +371,7 @@ def report(folder: Path, rows: list[dict]) -> None:
 def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> int:
     """Read, split, train, test. Returns the exit code; raises ValueError for unusable input."""
     device = join_processes(choose_device(args.device))
+    args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = prepare_folder(args)
     # Before anything slow: are these arguments a model, and is that a checkpoint?
     torch.manual_seed(args.seed % 2**63)
@@ -337,7 +381,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     if args.resume:
         model = Perceiver.from_checkpoint(folder / "last.pt")
         checkpoint = read_checkpoint(folder / "last.pt")
-        progress = Progress(**checkpoint["progress"])
+        progress = check_progress(folder / "last.pt", checkpoint, model)
     if args.epochs < progress.epoch - 1:
         raise DataError(f"--epochs {args.epochs}: the run has done {progress.epoch - 1} already")
 
@@ -382,6 +426,9 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
     def save(*names: str) -> None:
         if rank() == 0:
+            if not all(tensor.isfinite().all() for tensor in model.parameters()):
+                message = f"the weights became non-finite in epoch {progress.epoch}"
+                raise NonFiniteError(message, [])
             for name in names:
                 runs.save_checkpoint(
                     folder / name,
@@ -399,6 +446,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         cleanup.enter_context(runs.locked(folder))
+        check_unused(folder, args)
         runs.record_start(folder, vars(args), device, data)
         if not args.resume:
             scans = dataset.group_scans([s for subset in subsets.values() for s in subset.slices])
@@ -417,30 +465,19 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         lr = args.lr * args.lr_decay ** (epoch - 1)  # ExponentialLR, without a state of its own
         for group in optimizer.param_groups:
             group["lr"] = lr
-        try:
-            train_one_epoch(
-                trained,
-                subsets["train"],
-                optimizer,
-                progress,
-                args,
-                signals,
-                save=lambda: save("last.pt"),
-            )
-        except NonFiniteError as error:
-            step, members = error.args
-            paths = [subsets["train"].slices[i].path for i in members]
-            if rank() == 0:
-                with runs.whole_file(folder / "failed_batch.txt") as temporary:
-                    temporary.write_bytes(os.fsencode("\n".join(paths) + "\n"))
-            raise NonFiniteError(
-                f"the gradient became non-finite in epoch {epoch}, step {step}, at learning rate "
-                f"{lr:g}; {folder / 'failed_batch.txt'} names the slices of that batch"
-            ) from None
+        train_one_epoch(
+            trained,
+            subsets["train"],
+            optimizer,
+            progress,
+            args,
+            signals,
+            save=lambda: save("last.pt"),
+        )
         val_labels = labels[subsets["val"].members.to(labels.device)].cpu()
         val_loss, p_right = evaluate(model, subsets["val"], args)
         if not math.isfinite(val_loss):
-            raise NonFiniteError(f"the validation loss became {val_loss} in epoch {epoch}")
+            raise NonFiniteError(f"the validation loss became {val_loss} in epoch {epoch}", [])
         row = {
             "epoch": epoch,
             "lr": lr,
@@ -490,6 +527,9 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names that are no text
+    code = 0
     with StopSignals() as signals, ExitStack() as cleanup:
         try:
             return run(args, signals, cleanup)
@@ -497,29 +537,37 @@ def main(argv: list[str] | None = None) -> int:
             say(f"stopped and saved; go on with: {resume_command(args.output_dir)}")
             return 128 + stopped.args[0]
         except NonFiniteError as error:
-            code, message = 1, f"{error}; best.pt and last.pt are from before; try a lower --lr"
+            code, (message, paths) = 1, error.args
+            if paths and rank() == 0 and args.output_dir.is_dir():  # not in a dry run
+                failed = args.output_dir / "failed_batch.txt"
+                with runs.whole_file(failed) as temporary:
+                    temporary.write_bytes(os.fsencode("\n".join(paths) + "\n"))
+                message = f"{message}; {failed} names the slices of that batch"
+            message = f"{message}; best.pt and last.pt are from before; try a lower --lr"
         except torch.cuda.OutOfMemoryError:
             more = 2 * args.grad_accumulation
-            code, message = 1, f"out of GPU memory; --grad-accumulation {more} needs half of it"
+            parts = [math.ceil(args.batch_size / processes() / n) for n in (more // 2, more)]
+            code, message = 1, f"out of GPU memory with {parts[0]} slices at a time; try "
+            message += f"--grad-accumulation {more}: the same batch, {parts[1]} at a time"
         except OSError as error:
             code, message = 2, f"{error}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 code, message = 1, f"{error.filename}: {error.strerror}; what was there is whole"
         except ValueError as error:  # DataError among them
             code, message = 2, f"{error}"
-        except torch._dynamo.exc.TorchDynamoException as error:
-            code, message = 2, f"--compile: {str(error).strip().splitlines()[0]}; leave it out"
         except (RuntimeError, MemoryError) as error:
-            if processes() == 1 and "memory" not in str(error):
+            code, message = 1, (str(error).strip() or type(error).__name__).splitlines()[0]
+            if type(error).__module__.startswith("torch._dynamo"):
+                code, message = 2, f"--compile: {message}; leave it out"
+            elif processes() > 1:
+                message = f"process {rank()} of {processes()} lost another: {message}"
+            elif "memory" not in message:
                 raise
-            code, message = 1, str(error).splitlines()[0]
-            if processes() > 1:
-                message = (
-                    f"process {rank()} of {processes()} can't go on without another: {message}"
-                )
         finally:
+            first = rank() == 0 or code == 1
             leave_processes()
-    print(f"train.py: {message}", file=sys.stderr)
+    if first:  # what is wrong with arguments or data is wrong for all processes
+        print(f"train.py: {message}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ moment may a file be unreadable. Exit codes: 0 so it was, 1 it was not.
 """
 
 import argparse
+import csv
 import random
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from perceiver import Perceiver  # noqa: E402
 
 FLAGS = (
     "--image-size 16 16 --num-latents 8 --latent-dim 16 --depth 2 --latent-heads 2 --device cpu "
-    "--latent-dim-head 8 --epochs 40 --ff-dropout 0.1 --augment --mirror-swap --save-every-steps 1"
+    "--latent-dim-head 8 --epochs 60 --ff-dropout 0.1 --augment --mirror-swap --save-every-steps 1"
 ).split()
 
 
@@ -40,6 +41,11 @@ def differences(run: Path, whole: Path) -> list[str]:
         for i, state in a["optimizer"]["state"].items():
             other = b["optimizer"]["state"][i]
             found += [f"{name}: optimizer {i} {k}" for k in state if not state[k].equal(other[k])]
+    tables = []
+    for folder in (run, whole):
+        with open(folder / "metrics.csv", newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    found += ["metrics.csv"] * (tables[0] != tables[1])
     for name in ("test_metrics.json", "test_predictions.csv", "split.csv"):
         if (run / name).read_bytes() != (whole / name).read_bytes():
             found.append(name)
@@ -47,20 +53,28 @@ def differences(run: Path, whole: Path) -> list[str]:
 
 
 def kill_and_resume(start: list, run: Path, kills: int, moments: random.Random) -> int:
-    """Returns how many of the kills came while a file was being written."""
+    """Returns how many of the kills came while a file was being written.
+
+    Every third comes at any time after the start, the others soon after the run has saved, so that
+    it comes further.
+    """
     last, command, within_write = run / "last.pt", start, 0
-    for _ in range(kills):
+    for kill in range(kills):
         before = last.stat().st_mtime_ns if last.exists() else 0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
+        while kill % 3 and process.poll() is None:
+            if last.exists() and last.stat().st_mtime_ns != before:
+                break
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.3 if kill % 3 else 5))
+        assert process.poll() is None, "it ended before it was killed"
         process.kill()
         process.wait()
         within_write += any(run.glob(".*"))
         for path in filter(Path.exists, (last, run / "best.pt")):
             Perceiver.from_checkpoint(path)  # raises if it is not whole
-        command = [sys.executable, ROOT / "train.py", "--resume", run]
+        if last.exists():
+            command = [sys.executable, ROOT / "train.py", "--resume", run]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return within_write
 

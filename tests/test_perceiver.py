@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -381,4 +382,4 @@ def test_module_needs_torch_and_einops_only():
         new = {name.split(".")[0] for name in sys.modules} - allowed - {"perceiver"}
         sys.exit(" ".join(new) or 0)
     """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, write_knees
+from PIL import Image
 
+import runs
 import train
 from perceiver import Perceiver
 
@@ -110,7 +112,9 @@ def test_killed_at_random_moments_it_ends_like_a_whole_one(whole_run, knees, tmp
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("nth", [1, 4, 7])
-def test_a_failing_disk_leaves_whole_files(knees, tmp_path, monkeypatch, capsys, call, nth):
+def test_a_failing_disk_leaves_whole_files(
+    whole_run, knees, tmp_path, monkeypatch, capsys, call, nth
+):
     """Each write, flush or rename may be the one at which the disk is full."""
     folder, calls = tmp_path / "run", []
     where = {"write": (Path, "write_bytes"), "fsync": (os, "fsync"), "replace": (os, "replace")}
@@ -135,6 +139,9 @@ def test_a_failing_disk_leaves_whole_files(knees, tmp_path, monkeypatch, capsys,
     assert not list(folder.glob(".*"))
     if (folder / "last.pt").exists():
         assert train.main(["--resume", str(folder)]) == 0
+    else:  # nothing was lost, and the folder is free
+        assert train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]) == 0
+    assert_same_run(folder, whole_run)
 
 
 def test_a_quota_that_is_met_is_one_line_and_the_last_checkpoint_is_whole(knees, tmp_path):
@@ -160,18 +167,68 @@ def test_a_quota_that_is_met_is_one_line_and_the_last_checkpoint_is_whole(knees,
     assert sorted(path.name for path in folder.iterdir()) == ["args.json", "last.pt", "split.csv"]
 
 
+def change(content: dict, *keys, value) -> None:
+    for key in keys[:-1]:
+        content = content[key]
+    content[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    "keys, value",
+    [
+        (["optimizer", "state", 0, "exp_avg"], torch.zeros(3)),  # Adam would write past its end
+        (["optimizer", "state", 0, "exp_avg_sq"], float("nan")),
+        (["optimizer"], {}),
+        (["progress"], {"epoch": "x"}),
+        (["progress", "step"], -1),
+        (["preprocessing"], [1]),
+        (["preprocessing", "mean"], float("nan")),
+        (["preprocessing", "image_size"], ["a", "b"]),
+        (["config", "depth"], 1),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_odd_contents_is_refused(whole_run, tmp_path, capsys, keys, value):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    if keys[-1] == "exp_avg_sq":
+        value = checkpoint["optimizer"]["state"][0]["exp_avg_sq"] * value
+    change(checkpoint, *keys, value=value)
+    torch.save(checkpoint, folder / "last.pt")
+    assert train.main(["--resume", str(folder), "--epochs", "4"]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'last.pt'}: " in error and len(error.splitlines()) == 1
+
+
+def test_weights_that_are_not_finite_are_never_saved(knees, tmp_path, capsys):
+    """The gradient was finite; the step after it was too long for float32."""
+    folder = tmp_path / "run"
+    arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]
+    assert train.main([*arguments, "--lr", "1e39", "--save-every-steps", "1"]) == 1
+    assert "weights became non-finite in epoch 1" in capsys.readouterr().err
+    Perceiver.from_checkpoint(folder / "last.pt")
+
+
 def test_a_non_finite_gradient_is_named_and_spoils_nothing(knees, tmp_path, monkeypatch, capsys):
     folder, steps, usual = tmp_path / "run", [], Perceiver.normalise
+    gradients, step = [], torch.optim.Adam.step
 
     def normalise(self, pixels):
         steps.append(None)
         return usual(self, pixels) * (float("nan") if len(steps) == 9 else 1)
 
+    def record(self, *arguments):
+        gradients.extend(p.grad for group in self.param_groups for p in group["params"])
+        return step(self, *arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(Perceiver, "normalise", normalise)
+        patch.setattr(torch.optim.Adam, "step", record)
         code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
     error = capsys.readouterr().err
     assert code == 1 and "non-finite in epoch 2, step 2, at learning rate 0.00995" in error
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
     named = (folder / "failed_batch.txt").read_text().splitlines()
     assert len(named) == 16 and all(Path(path).exists() for path in named)
     for name in ("last.pt", "best.pt"):
@@ -212,7 +269,17 @@ def test_an_unusable_checkpoint_is_refused_and_runs_nothing(whole_run, tmp_path,
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("flag, value", [("--lr", "0.5"), ("--seed", "1"), ("--image-size", "8 8")])
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--lr", "0.5"),
+        ("--seed", "1"),
+        ("--image-size", "8 8"),
+        ("--grad-accumulation", "2"),  # with dropout
+        ("--output-dir", "elsewhere"),
+        ("--no-augment", ""),
+    ],
+)
 def test_arguments_that_would_change_the_result_are_refused(whole_run, capsys, flag, value):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--resume", str(whole_run), flag, *value.split()])
@@ -220,12 +287,75 @@ def test_arguments_that_would_change_the_result_are_refused(whole_run, capsys, f
     assert f"error: {flag}" in capsys.readouterr().err
 
 
-def test_more_epochs_go_on_from_the_last(whole_run, knees, tmp_path):
+def test_more_epochs_go_on_from_the_last_and_are_remembered(
+    whole_run, knees, tmp_path, monkeypatch
+):
     folder = tmp_path / "run"
     arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]
     assert train.main([*arguments, "--epochs", "2"]) == 0
-    assert train.main(["--resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 0
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 3, signal.SIGINT)
+        assert train.main(["--resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 130
+    assert train.main(["--resume", str(folder)]) == 0
     assert_same_run(folder, whole_run)
+
+
+def test_a_second_signal_stops_at_once(knees, tmp_path):
+    """A step that takes for ever: the first signal waits for its end, the second does not."""
+    code = (
+        "import os, signal, sys, time, train; usual = train.Augmentation.__call__\n"
+        "def call(self, *batch):\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM): os.kill(os.getpid(), number)\n"
+        "    time.sleep(60)\n"
+        "train.Augmentation.__call__ = call; sys.exit(train.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "--data-dir", knees, "--output-dir", tmp_path / "run"]
+    done = subprocess.run([*command, *FLAGS], capture_output=True, text=True, timeout=50, cwd=ROOT)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines() == [
+        f"train.py: stopped at once; go on with: python train.py --resume {tmp_path / 'run'}"
+    ]
+    Perceiver.from_checkpoint(tmp_path / "run" / "last.pt")
+
+
+@pytest.mark.parametrize("program", ["train.py", "predict.py"])
+def test_ctrl_c_while_it_starts_is_no_traceback(program, knees):
+    for delay in (0.1, 0.5, 1.0, 1.5):
+        arguments = ["--data-dir", knees, "--dry-run"] if program == "train.py" else ["a", "b"]
+        process = subprocess.Popen(
+            [sys.executable, ROOT / program, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+        assert "Traceback" not in error, f"after {delay} s"
+        assert process.returncode in (130, -signal.SIGINT, 2)
+
+
+def test_a_run_folder_is_kept_to_one_process(whole_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    with runs.locked(folder):
+        assert train.main(["--resume", str(folder), "--epochs", "4"]) == 2
+    assert "another process is training in it" in capsys.readouterr().err
+    assert_same_run(folder, whole_run)
+
+
+def test_other_slices_are_refused_and_other_pixels_are_said(whole_run, knees, tmp_path, capsys):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(whole_run, folder)
+    shutil.copytree(knees, other)
+    path = sorted(other.iterdir())[0]
+    Image.new("RGB", (16, 16)).save(path)
+    resume = ["--resume", str(folder), "--data-dir", str(other)]
+    assert train.main(resume) == 0
+    assert "warning: the images are not exactly those" in capsys.readouterr().out
+    path.unlink()
+    assert train.main(resume) == 2
+    assert "127 slices; the run was started with 128" in capsys.readouterr().err
 
 
 def test_nothing_to_resume_from_is_an_error_and_never_a_fresh_start(tmp_path, capsys):
