@@ -356,6 +356,8 @@ class Perceiver(nn.Module):
         self.config = config
         # What inputs went through in training: kept with the weights, and read back with them.
         self.preprocessing: dict = {"mean": 0.0, "std": 1.0}
+        # Chosen on validation: probabilities are softmax(logits / temperature).
+        self.calibration: dict = {"temperature": 1.0}
         position_features = input_axis * (2 * num_freq_bands + 1) if fourier_encode_data else 0
         token_dim = input_channels + position_features  # 27 for the defaults
 
@@ -464,12 +466,20 @@ class Perceiver(nn.Module):
         self.train(training)
         return torch.cat([batch.to("cpu") for batch in logits])
 
+    def predict_proba(
+        self, pixels: Tensor, batch_size: int = 64, amp: bool | None = None
+    ) -> Tensor:
+        """Calibrated probabilities (n, num_classes) of uint8 pixels; see `predict_logits`."""
+        logits = self.predict_logits(pixels, batch_size, amp)
+        return (logits.double() / self.calibration["temperature"]).softmax(dim=1)
+
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "Perceiver":
         """Rebuild a trained model, in evaluation mode, from `best.pt` or `last.pt` of a run.
 
         `model.preprocessing` then holds what its inputs need: classes, image_size (height, width),
-        and mean and std of the pixels on a scale from 0 to 1.
+        and mean and std of the pixels on a scale from 0 to 1. `model.calibration` holds the
+        temperature of its probabilities.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -486,6 +496,9 @@ class Perceiver(nn.Module):
                 if not tensor.is_floating_point():
                     raise ValueError(f"{name} is {tensor.dtype}")
             model.preprocessing = check_preprocessing(checkpoint["preprocessing"])
+            model.calibration = checkpoint.get("calibration", model.calibration)
+            if not 0 < model.calibration["temperature"] < math.inf:
+                raise ValueError(f"temperature {model.calibration['temperature']}")
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{path}: not a checkpoint of this Perceiver: {reason}") from error

@@ -1,13 +1,17 @@
-"""Tell left from right knees with a trained checkpoint.
+"""Tell left from right knees with a trained checkpoint, and find those that are labelled wrongly.
 
     python predict.py runs/demo/best.pt knee_0.png knee_1.png
-    python predict.py runs/demo/best.pt FOLDER --output predictions.csv
+    python predict.py runs/demo/best.pt FOLDER --output predictions
+    python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
+    find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
 
-Prints a line for each scan (the mean of its slices' probabilities). The CSV has a row for each
-slice: path,scan,label,p_left,p_right,error. A file that can't be read gets a row with the error,
-and the others go on.
+Prints a line for each scan: the mean of its slices' calibrated probabilities, the side that its
+name, folder or header gives, and a verdict: `ok`, `mismatch`, `unsure` (too close to call) or
+`unknown` (nothing to compare with). --output is a folder for predictions.csv (a row for each slice)
+and scans.csv. A file that can't be read gets a row with the error, and the others go on.
 
-Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or checkpoint.
+Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or checkpoint,
+3 --audit found a mismatch, 130 interrupted.
 """
 
 import signal
@@ -16,25 +20,46 @@ if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 import dataset
 import decode
+import plots
 import runs
 import volumes
-from arguments import Parser
-from metrics import scan_means
+from arguments import Parser, positive_int
+from dataset import SIDES
 from perceiver import Perceiver, choose_device
 
 CHUNK = 2048  # files decoded at a time: memory stays the same for any number of files
+COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
+
+
+class Item(NamedTuple):
+    """A slice to be predicted, or something that can't be (then `error` says why)."""
+
+    path: str  # of an image; slice 7 of a volume is "p01.nii.gz#7"
+    scan: str
+    patient: str = ""
+    expected: str = ""  # the side that its name, folder or header gives
+    error: str = ""
+
+
+class Prediction(NamedTuple):
+    item: Item
+    p_right: float | None  # None where the item could not be read
+
+
+# ---- arguments and paths -> items ----------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,83 +68,122 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="images, volumes and folders of them"
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="images, volumes, folders of them, a manifest CSV; - reads paths from standard input",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="CSV", help="CSV with a row for each slice"
+        "-o", "--output", type=Path, metavar="DIR", help="write predictions.csv and scans.csv there"
     )
     parser.add_argument(
-        "-b", "--batch-size", type=int, default=64, metavar="N", help="(default: 64)"
+        "--audit", action="store_true", help="print mismatches and unsure scans only, worst first"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each scan")
+    parser.add_argument(
+        "--attention", type=Path, metavar="DIR", help="draw what each slice's attention reads"
+    )
+    parser.add_argument(
+        "--attention-montage", type=Path, metavar="DIR", help="draw that in one picture a scan"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too"
+    )
+    parser.add_argument(
+        "--name-pattern", metavar="REGEX", help="what names tell, as in train.py (default: AKOA's)"
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, default=64, metavar="N", help="(default: 64)"
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     parser.add_argument(
-        "-j", "--workers", type=int, metavar="N", help="threads that decode (default: all cores)"
+        "-j",
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="threads that decode (default: all cores)",
     )
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if not (args.paths or args.export):
+        parser.error("name at least one PATH")
     return args
 
 
-class Item(NamedTuple):
-    """A slice to be predicted, or something that can't be (then `error` says why)."""
-
-    path: str  # of an image; slice 7 of a volume is "p01.nii.gz#7"
-    scan: str
-    error: str = ""
-
-
-def list_items(paths: list[str], plane: str) -> Iterator[Item]:
+def list_items(paths: list[str], plane: str, pattern: re.Pattern | None) -> Iterator[Item]:
     """Every slice of the images, volumes and folders given, in their order; folders are walked."""
     for path in paths:
-        if os.path.isdir(path):
-            found, problems = False, []
-            for folder, names in dataset.walk(path, problems):
-                for name in sorted(filter(dataset.is_image, names), key=dataset.natural_order):
-                    found = True
-                    yield image_item(os.path.join(folder, name))
-                others = [name for name in names if not dataset.is_image(name)]
-                in_folder, unusable = volumes.find_volumes(folder, others, plane, path)
-                for volume in in_folder:
-                    found = True
-                    yield from volume_items(volume)
-                problems += [f"{source}: {problem}" for source, problem in unusable]
-            for problem in problems:
-                source, _, error = problem.rpartition(": ")
-                yield Item(source, source, error)
-            if not (found or problems):
-                yield Item(path, path, "no images and no volumes in this folder")
+        if path == "-":
+            lines = (line.rstrip("\n") for line in sys.stdin)
+            yield from list_items([line for line in lines if line], plane, pattern)
+        elif os.path.isdir(path):
+            yield from list_folder(path, plane, pattern)
         elif not os.path.lexists(path):
-            yield Item(path, path, "no such file")
+            yield Item(path, path, error="no such file")
+        elif path.lower().endswith(".csv"):
+            for s in dataset.read_manifest(Path(path), plane)[0]:
+                yield Item(s.path, s.scan or s.path, s.patient, s.side)
         elif volumes.is_volume_name(path) or volumes.is_dicom(path):
             try:
-                yield from volume_items(volumes.describe(path, plane))
+                yield from volume_items(volumes.describe(path, plane), Path(path).parent, pattern)
             except volumes.VolumeError as error:
-                yield Item(path, path, str(error.args[-1]))
+                yield Item(path, path, error=str(error.args[-1]))
         else:
-            yield image_item(path)
+            yield image_item(Path(path), Path(path).parent.parent, pattern)
 
 
-def image_item(path: str) -> Item:
-    """A scan is all files of one AKOA scan, or else of one name and folder.
+def list_folder(root: str, plane: str, pattern: re.Pattern | None) -> Iterator[Item]:
+    found, unreadable = False, []
+    for folder, names in dataset.walk(root, unreadable):
+        for name in sorted(filter(dataset.is_image, names), key=dataset.natural_order):
+            found = True
+            yield image_item(Path(folder, name), Path(root), pattern)
+        others = [name for name in names if not dataset.is_image(name)]
+        in_folder, unusable = volumes.find_volumes(folder, others, plane, root)
+        for volume in in_folder:
+            found = True
+            yield from volume_items(volume, Path(root), pattern)
+        for source, problem in unusable:
+            found = True
+            yield Item(source, source, error=problem)
+    for problem in unreadable:
+        found = True
+        source, _, error = problem.rpartition(": ")
+        yield Item(source, source, error=error)
+    if not found:
+        yield Item(root, root, error="no images and no volumes in this folder")
 
-    OAI9014797_..._RIGHT.nii.gz_7.png -> OAI9014797_..._RIGHT.nii.gz; new/knee_07.png -> new/knee
+
+def image_item(path: Path, root: Path, pattern: re.Pattern | None) -> Item:
+    """An image's scan, patient and expected side by its name, as train.py reads them.
+
+    Where the name does not tell, a scan is all images of one name and folder:
+    new/knee_07.png -> new/knee.
     """
-    if match := dataset.AKOA_NAME.fullmatch(Path(path).stem):
-        return Item(path, match["scan"])
-    name = re.sub(r"[-_ ]*\d+$", "", Path(path).stem) or "slices"
-    return Item(path, str(Path(path).with_name(name)))
+    below = path.relative_to(root)
+    try:
+        told = dataset.parse_by_pattern(below, pattern) if pattern else dataset.parse_name(below)
+    except dataset.DataError as error:
+        return Item(str(path), str(path), error=str(error))
+    if told and told.scan:
+        return Item(str(path), told.scan, told.patient, told.side)
+    name = re.sub(r"[-_ ]*\d+$", "", path.stem) or "slices"
+    return Item(str(path), str(path.with_name(name)), expected=told.side if told else "")
 
 
-def volume_items(volume: volumes.Volume) -> Iterator[Item]:
+def volume_items(volume: volumes.Volume, root: Path, pattern: re.Pattern | None) -> Iterator[Item]:
+    told = dataset.parse_volume(volume, root, pattern)
+    patient, side = (told.patient, told.side) if told else (volume.patient or "", "")
     for index in range(volume.num_slices):
-        yield Item(f"{volume.source}#{index}", volume.source)
+        yield Item(f"{volume.source}#{index}", volume.source, patient, side)
+
+
+# ---- items -> predictions ------------------------------------------------------------------------
 
 
 def predict_items(
     model: Perceiver, items: list[Item], args: argparse.Namespace
-) -> Iterator[tuple[Item, float | None]]:
-    """Each item with its probability of `right`, in order; None (and an error) if unreadable."""
+) -> Iterator[Prediction]:
+    """A prediction for each item, in order."""
     image_size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
     bar = tqdm(total=len(items), unit="slice", leave=False, disable=None)
     for start in range(0, len(items), CHUNK):
@@ -128,14 +192,19 @@ def predict_items(
         images, unreadable = decode.load_images(
             paths, image_size, args.workers, plane, progress=False
         )
-        p_right = iter(model.predict_logits(images, args.batch_size).softmax(dim=1)[:, 1].tolist())
-        errors = iter(unreadable.get(i, "") for i in range(len(paths)))
+        # Batch by batch, for the bar and for memory on a GPU.
+        batches = images.split(args.batch_size)
+        p_right = iter([p for batch in batches for p in model.predict_proba(batch)[:, 1].tolist()])
+        at = 0
         for item in chunk:
+            p = None
             if not item.error:
-                probability, error = next(p_right), next(errors)
-                item = item._replace(error=error)
-            yield item, None if item.error else probability
-        bar.update(len(chunk))
+                p, error = next(p_right), unreadable.get(at, "")
+                if error:
+                    item, p = item._replace(error=error), None
+                at += 1
+            yield Prediction(item, p)
+            bar.update()
     bar.close()
 
 
@@ -144,54 +213,181 @@ def plane_of(model: Perceiver) -> str:
     return model.preprocessing.get("plane", "stored")
 
 
-def run(args: argparse.Namespace) -> int:
-    if args.output and (args.output.suffix.lower() != ".csv" or not args.output.parent.is_dir()):
-        raise ValueError(f"--output {args.output}: expected a .csv file in a folder that exists")
-    model = Perceiver.from_checkpoint(args.checkpoint, choose_device(args.device))
-    if "image_size" not in model.preprocessing:
-        raise ValueError(f"{args.checkpoint}: does not say the image_size that it was trained on")
-    rows = list(predict_items(model, list(list_items(args.paths, plane_of(model))), args))
-    if args.output:
-        write_rows(args.output, rows)
+def summarise(predictions: list[Prediction], unsure_below: float) -> list[dict]:
+    """A row for each scan, as in scans.csv, in the order in which scans were met.
 
-    read = [(item.scan, p) for item, p in rows if not item.error]
-    by_scan = scan_means([p for _, p in read], [scan for scan, _ in read])
-    sizes = Counter(scan for scan, _ in read)
-    width = max(map(len, by_scan), default=0)
-    for scan, p in by_scan.items():
-        label = dataset.SIDES[int(p > 0.5)]
-        print(f"{scan:<{width}}  {label:<5}  p_right {p:.3f}  {sizes[scan]} slices")
-    failed = [item for item, _ in rows if item.error]
-    for item in failed:
-        print(f"predict.py: {item.path}: {item.error}", file=sys.stderr)
-    return 1 if failed else 0
+    `agreement` is the share of the slices that say what the scan says.
+    """
+    members: dict[tuple[str, str, str], list[float]] = {}
+    for item, p in predictions:
+        if p is not None:
+            members.setdefault((item.scan, item.patient, item.expected), []).append(p)
+    rows = []
+    for (scan, patient, expected), values in members.items():
+        p_right = sum(values) / len(values)
+        label = SIDES[int(p_right > 0.5)]
+        agreeing = sum((p > 0.5) == (p_right > 0.5) for p in values)
+        verdict = "ok" if label == expected else "mismatch" if expected else "unknown"
+        rows.append(
+            {
+                "scan": scan,
+                "patient": patient,
+                "label": label,
+                "p_left": round(1 - p_right, 6),
+                "p_right": round(p_right, 6),
+                "slices": len(values),
+                "agreement": round(agreeing / len(values), 4),
+                "expected": expected,
+                "verdict": "unsure" if max(p_right, 1 - p_right) < unsure_below else verdict,
+            }
+        )
+    return rows
 
 
-def write_rows(output: Path, rows: list[tuple[Item, float | None]]) -> None:
-    """Write the CSV `path,scan,label,p_left,p_right,error`."""
+def worst_first(rows: list[dict]) -> list[dict]:
+    """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
+    sure = {row["scan"]: max(row["p_left"], row["p_right"]) for row in rows}
+    mismatches = [row for row in rows if row["verdict"] == "mismatch"]
+    unsure = [row for row in rows if row["verdict"] == "unsure"]
+    return sorted(mismatches, key=lambda row: -sure[row["scan"]]) + sorted(
+        unsure, key=lambda row: sure[row["scan"]]
+    )
+
+
+# ---- files and lines -----------------------------------------------------------------------------
+
+
+def write_tables(folder: Path, predictions: list[Prediction], scans: list[dict]) -> None:
+    """Write predictions.csv and scans.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
     runs.write_csv(
-        output,
+        folder / "predictions.csv",
         [
             {
                 "path": item.path,
                 "scan": item.scan,
-                "label": "" if p is None else dataset.SIDES[int(p > 0.5)],
+                "label": "" if p is None else SIDES[int(p > 0.5)],
                 "p_left": "" if p is None else f"{1 - p:.6f}",
                 "p_right": "" if p is None else f"{p:.6f}",
                 "error": item.error,
             }
-            for item, p in rows
+            for item, p in predictions
         ],
     )
+    columns = "scan patient label p_left p_right slices agreement expected verdict".split()
+    runs.write_csv(folder / "scans.csv", scans, columns)
+
+
+def draw_pictures(
+    model: Perceiver, predictions: list[Prediction], scans: list[dict], args: argparse.Namespace
+) -> None:
+    """Draw what the model's attention reads: a picture for each slice, or one for each scan."""
+    members: dict[tuple[str, str, str], list[Prediction]] = {}
+    for item, p in predictions:
+        if p is not None:
+            key = item.scan, item.patient, item.expected
+            members.setdefault(key, []).append(Prediction(item, p))
+    folders = [folder for folder in (args.attention, args.attention_montage) if folder]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=len(scans), desc="drawing", unit="scan", leave=False, disable=None)
+    for row, found in zip(scans, members.values(), strict=True):
+        paths = [item.path for item, _ in found]
+        size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
+        images, _ = decode.load_images(paths, size, args.workers, plane, progress=False)
+        maps = torch.cat(
+            [
+                model.attention_maps(model.normalise(batch.to(model.latents.device)), average=True)
+                for batch in images.split(args.batch_size)
+            ]
+        ).cpu()  # (slices, depth, height, width)
+        for (item, p), image, attention in zip(found, images[:, 0], maps, strict=True):
+            if args.attention:
+                with runs.whole_file(args.attention / f"{file_name(item.path)}.png") as temporary:
+                    title = f"{item.path}\n{describe(p)}"
+                    plots.draw_attention(title, image, attention[[0, -1]], temporary)
+        if args.attention_montage:
+            name = file_name(row["scan"])
+            with runs.whole_file(args.attention_montage / f"{name}.png") as temporary:
+                title = f"{row['scan']}\n{describe(row['p_right'])}, {row['verdict']}"
+                labels = [f"{p:.2f}" for _, p in found]
+                plots.draw_montage(title, labels, images[:, 0], maps[:, -1], temporary)
+        bar.update()
+    bar.close()
+
+
+def describe(p_right: float) -> str:
+    return f"{SIDES[int(p_right > 0.5)]}, p_right {p_right:.3f}"
+
+
+def file_name(path: str) -> str:
+    """A name of its own for a picture: a path without what file names can't hold."""
+    return re.sub(r"[^\w.-]+", "_", path).strip("._")[-180:]
+
+
+def print_scans(rows: list[dict], as_json: bool) -> None:
+    width = max((len(row["scan"]) for row in rows), default=0)
+    for row in rows:
+        if as_json:
+            print(json.dumps(row))
+            continue
+        verdict = row["verdict"]
+        if sys.stdout.isatty() and verdict in COLOURS:
+            verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
+        expected = f", expected {row['expected']}" if row["expected"] else ""
+        print(
+            f"{row['scan']:<{width}}  {row['label']:<5}  p_right {row['p_right']:.3f}  "
+            f"{row['slices']} slices ({row['agreement']:.0%} agree)  {verdict}{expected}"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output and args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output}: is a file; name a folder")
+    pattern = dataset.compile_pattern(args.name_pattern) if args.name_pattern else None
+    model = Perceiver.from_checkpoint(args.checkpoint, choose_device(args.device))
+    if "image_size" not in model.preprocessing:
+        raise ValueError(f"{args.checkpoint}: does not say the image_size that it was trained on")
+    if args.export:
+        from export import export_onnx
+
+        export_onnx(model.cpu(), args.export)
+        print(f"exported to {args.export}", file=sys.stderr)
+        model.to(choose_device(args.device))
+    if not args.paths:
+        return 0
+    items = list(list_items(args.paths, plane_of(model), pattern))
+    predictions = list(predict_items(model, items, args))
+    scans = summarise(predictions, model.calibration.get("unsure_below", 0.5))
+    if args.output:
+        write_tables(args.output, predictions, scans)
+    if args.attention or args.attention_montage:
+        draw_pictures(model, predictions, scans, args)
+    print_scans(worst_first(scans) if args.audit else scans, args.json)
+    failed = [item for item, _ in predictions if item.error]
+    for item in failed:
+        print(f"predict.py: {item.path}: {item.error}", file=sys.stderr)
+    mismatches = sum(row["verdict"] == "mismatch" for row in scans)
+    if args.audit and not args.json:
+        verdicts = [row["verdict"] for row in scans]
+        counts = [f"{verdicts.count(v)} {v}" for v in ("ok", "mismatch", "unsure", "unknown")]
+        print(f"{len(scans)} scans: {', '.join(counts)}")
+    if args.audit and mismatches:
+        return 3
+    return 1 if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names that are no text
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(args)
+    except torch.cuda.OutOfMemoryError:
+        fewer = max(1, args.batch_size // 2)
+        print(f"predict.py: out of GPU memory; try --batch-size {fewer}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2

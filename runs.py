@@ -56,13 +56,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
+def write_csv(path: Path, rows: list[dict], columns: list[str] | None = None) -> None:
     """Names that are no text, as file systems allow, are written as they are."""
     with (
         whole_file(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, columns or rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
@@ -77,6 +77,7 @@ def save_checkpoint(path: Path, model: Perceiver, **more) -> None:
     checkpoint = {
         "config": model.config,
         "preprocessing": model.preprocessing,
+        "calibration": model.calibration,
         "model": model.state_dict(),
     }
     content = io.BytesIO()  # torch.save itself does not say that a disk is full

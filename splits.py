@@ -14,8 +14,10 @@ import hashlib
 from collections import Counter, defaultdict
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from dataset import SIDES, DataError, Slice
 
@@ -23,6 +25,15 @@ SUBSETS = ("train", "val", "test")
 
 # What the experiment that this project starts from held out of each side, as shares of its scans.
 EXPERIMENT_SHARES = {"right": 33 / 264, "left": 20 / 191}
+
+
+class Subset(NamedTuple):
+    """Which slices are in a subset. Images and labels are those of all subsets together."""
+
+    slices: list[Slice]
+    images: Tensor  # (all slices, 1, height, width) uint8
+    labels: Tensor  # (all slices,)
+    members: Tensor  # (slices of this subset,), their places in images and labels
 
 
 def choose(

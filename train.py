@@ -33,7 +33,6 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +49,7 @@ import runs
 import splits
 from arguments import DEMO_PATIENTS, parse_args
 from augment import Augmentation
-from dataset import SIDES, DataError, Slice
-from metrics import scan_means, score
+from dataset import SIDES, DataError
 from perceiver import Perceiver, autocast, choose_device, read_checkpoint
 from processes import (
     StopSignals,
@@ -63,18 +61,10 @@ from processes import (
     reduce,
     say,
 )
-from splits import SUBSETS
+from splits import SUBSETS, Subset
+from testing import calibrate, labels_of, predict_subset, test
 
 # ---- data ----------------------------------------------------------------------------------------
-
-
-class Subset(NamedTuple):
-    """Which slices are in a subset. Images and labels are those of all subsets together."""
-
-    slices: list[Slice]
-    images: Tensor  # (all slices, 1, height, width) uint8
-    labels: Tensor  # (all slices,)
-    members: Tensor  # (slices of this subset,), their places in images and labels
 
 
 def read_subsets(args: argparse.Namespace) -> dict[str, Subset]:
@@ -120,7 +110,7 @@ def read_subsets(args: argparse.Namespace) -> dict[str, Subset]:
     return subsets
 
 
-# ---- training and evaluation ---------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -231,67 +221,6 @@ def train_one_epoch(
         if stop:
             raise Stopped(stop)
     bar.close()
-
-
-def evaluate(model: Perceiver, subset: Subset, args: argparse.Namespace) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the probability of `right` of each slice of the subset (n,).
-
-    Each process predicts its share, and each slice counts once.
-    """
-    _, images, labels, members = subset
-    logits = torch.zeros(len(members), len(SIDES))
-    at_a_time = math.ceil(args.batch_size / args.grad_accumulation)
-    for batch in torch.arange(rank(), len(members), processes()).split(at_a_time):
-        pixels = images[members[batch].to(images.device)]
-        logits[batch] = model.predict_logits(pixels, args.batch_size, args.amp)
-    reduce(logits)
-    loss = F.cross_entropy(logits, labels[members.to(labels.device)].cpu())
-    return loss.item(), logits.softmax(dim=1)[:, 1]
-
-
-def test(folder: Path, subset: Subset, device: torch.device, args: argparse.Namespace) -> dict:
-    """Test best.pt once; write test_metrics.json, test_predictions.csv, confusion_matrix.png."""
-    model = Perceiver.from_checkpoint(folder / "best.pt", device)
-    best_epoch = len(read_checkpoint(folder / "best.pt")["progress"]["rows"])
-    loss, p_right = evaluate(model, subset, args)
-    slices = subset.slices
-    sides = [SIDES.index(s.side) for s in slices]
-    by_scan = scan_means(p_right, [s.scan for s in slices])
-    first = {s.scan: s for s in reversed(slices)}  # one slice of each scan knows side and patient
-    units = {
-        "slice": score(p_right, sides, [s.patient for s in slices]),
-        "scan": score(
-            list(by_scan.values()),
-            [SIDES.index(first[scan].side) for scan in by_scan],
-            [first[scan].patient for scan in by_scan],
-        ),
-    }
-    metrics = {
-        "split": "file" if args.split_file else args.split,
-        "epoch": best_epoch,
-        "patients": len({s.patient for s in slices}),
-        "loss": loss,
-        "slices": units["slice"],
-        "scans": units["scan"],
-    }
-    if rank() == 0:
-        rows = [
-            {
-                "path": s.path,
-                "scan": s.scan,
-                "patient": s.patient,
-                "side": s.side,
-                "label": SIDES[int(p > 0.5)],
-                "p_left": f"{1 - p:.6f}",
-                "p_right": f"{p:.6f}",
-            }
-            for s, p in zip(slices, p_right.tolist(), strict=True)
-        ]
-        runs.write_csv(folder / "test_predictions.csv", rows)
-        with runs.whole_file(folder / "confusion_matrix.png") as temporary:
-            plots.draw_confusion_matrix(units, list(SIDES), temporary)
-        runs.write_json(folder / "test_metrics.json", metrics)
-    return metrics
 
 
 # ---- main ----------------------------------------------------------------------------------------
@@ -474,8 +403,8 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
             signals,
             save=lambda: save("last.pt"),
         )
-        val_labels = labels[subsets["val"].members.to(labels.device)].cpu()
-        val_loss, p_right = evaluate(model, subsets["val"], args)
+        logits, val_labels = predict_subset(model, subsets["val"], args), labels_of(subsets["val"])
+        val_loss = F.cross_entropy(logits, val_labels).item()
         if not math.isfinite(val_loss):
             raise NonFiniteError(f"the validation loss became {val_loss} in epoch {epoch}", [])
         row = {
@@ -484,7 +413,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
             "train_loss": progress.loss_sum / count,
             "train_accuracy": progress.correct / count,
             "val_loss": val_loss,
-            "val_accuracy": ((p_right > 0.5) == val_labels).float().mean().item(),
+            "val_accuracy": (logits.argmax(dim=1) == val_labels).float().mean().item(),
             "seconds": round(progress.seconds, 2),
         }
         is_best = val_loss < progress.best
@@ -504,7 +433,8 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     signals.training = False
 
     report(folder, progress.rows)
-    metrics = test(folder, subsets["test"], device, args)
+    calibrate(folder / "best.pt", subsets["val"], device, args)
+    metrics = test(folder / "best.pt", subsets["test"], device, args)
     say(f"test of the best epoch, patients it never saw: {metrics['patients']}")
     if metrics["patients"] < 5:
         say("  (so few that the intervals say little)")
@@ -512,11 +442,10 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         say("  (not quite: with --split scan other scans of theirs were trained on)")
     for unit in ("slices", "scans"):
         scored = metrics[unit]
-        low, high = scored["interval_95"]
-        say(
-            f"  {scored['accuracy']:.2%} of {scored['count']:,} {unit} right, "
-            f"95 % interval over patients {low:.2%} to {high:.2%}"
-        )
+        text = ""
+        if scored["interval_95"]:
+            text = ", 95 % interval over patients {:.2%} to {:.2%}".format(*scored["interval_95"])
+        say(f"  {scored['accuracy']:.2%} of {scored['count']:,} {unit} right{text}")
     example = Path(subsets["test"].slices[0].path)
     pattern = shlex.quote(str(example.with_suffix("")).rstrip("0123456789")) + "*" + example.suffix
     say(f"run folder: {folder}")

@@ -20,9 +20,9 @@ def read_csv(path: Path) -> list[dict]:
 
 def test_predictions_of_a_folder_are_those_of_the_test(finished_run, knees, tmp_path, capsys):
     """Training's own test and predict.py give the same probabilities for the same slices."""
-    output = tmp_path / "rows.csv"
+    output = tmp_path / "out"
     assert predict.main([str(finished_run / "best.pt"), str(knees), "-o", str(output)]) == 0
-    rows = {row["path"]: row for row in read_csv(output)}
+    rows = {row["path"]: row for row in read_csv(output / "predictions.csv")}
     assert len(rows) == 128
     columns = ["path", "scan", "label", "p_left", "p_right", "error"]
     assert list(next(iter(rows.values()))) == columns
@@ -45,12 +45,12 @@ def test_files_that_cannot_be_read_get_a_row_each_and_the_rest_go_on(
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty folder").mkdir()
     paths = [damaged, good, tmp_path / "text.png", tmp_path / "gone.png", tmp_path / "empty folder"]
-    output = tmp_path / "rows.csv"
+    output = tmp_path / "out"
     code = predict.main(
         [str(finished_run / "best.pt"), *map(str, paths), "--output", str(output), "-b", "1"]
     )
     assert code == 1
-    rows = read_csv(output)
+    rows = read_csv(output / "predictions.csv")
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert [bool(row["error"]) for row in rows] == [True, False, True, True, True]
     assert rows[1]["label"] and float(rows[1]["p_left"]) + float(
@@ -68,11 +68,11 @@ def test_probabilities_stay_with_their_files_across_chunks(
     folder.mkdir()
     for i, path in enumerate(sorted(knees.iterdir())[:24]):
         (folder / path.name).write_bytes(path.read_bytes() if i % 5 else b"damaged")
-    checkpoint, one, many = str(finished_run / "best.pt"), tmp_path / "1.csv", tmp_path / "7.csv"
+    checkpoint, one, many = str(finished_run / "best.pt"), tmp_path / "1", tmp_path / "7"
     assert predict.main([checkpoint, str(folder), "-o", str(one)]) == 1
     monkeypatch.setattr(predict, "CHUNK", 7)
     assert predict.main([checkpoint, str(folder), "-o", str(many)]) == 1
-    for a, b in zip(read_csv(one), read_csv(many), strict=True):
+    for a, b in zip(*(read_csv(d / "predictions.csv") for d in (one, many)), strict=True):
         assert (a["path"], a["error"]) == (b["path"], b["error"])
         if not a["error"]:
             assert float(a["p_right"]) == pytest.approx(float(b["p_right"]), abs=2e-5)
@@ -83,10 +83,12 @@ def test_images_without_akoa_names_are_scans_by_folder_and_name(finished_run, tm
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (20, 30)).save(tmp_path / name)
-    output = tmp_path / "rows.csv"
+    output = tmp_path / "out"
     arguments = [str(finished_run / "best.pt"), *(str(tmp_path / name) for name in names)]
     assert predict.main([*arguments, "-o", str(output)]) == 0
-    scans = [str(Path(row["scan"]).relative_to(tmp_path)) for row in read_csv(output)]
+    scans = [
+        str(Path(row["scan"]).relative_to(tmp_path)) for row in read_csv(output / "predictions.csv")
+    ]
     assert scans == ["mine/a", "mine/a", "mine/b", "other/slices"]
 
 
@@ -95,10 +97,10 @@ def test_checkpoint_that_is_none_is_one_line_and_exit_2(tmp_path, knees, capsys,
     path = tmp_path / "bad.pt"
     if content is not None:
         path.write_bytes(content)
-    assert predict.main([str(path), str(knees), "-o", str(tmp_path / "rows.csv")]) == 2
+    assert predict.main([str(path), str(knees), "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "bad.pt" in error and error.count("\n") == 1
-    assert not (tmp_path / "rows.csv").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_line_on_one_file(finished_run, knees):
@@ -112,7 +114,7 @@ def test_command_line_on_one_file(finished_run, knees):
 def test_output_never_replaces_a_checkpoint_or_an_image(finished_run, knees, capsys):
     checkpoint = finished_run / "best.pt"
     before = checkpoint.read_bytes()
-    for output in (checkpoint, finished_run / "missing" / "rows.csv"):
+    for output in (checkpoint, next(knees.iterdir())):
         assert predict.main([str(checkpoint), str(knees), "-o", str(output)]) == 2
         assert str(output) in capsys.readouterr().err
     assert checkpoint.read_bytes() == before

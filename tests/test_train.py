@@ -31,12 +31,12 @@ def read_csv(path: Path) -> list[dict]:
 
 def test_run_folder_holds_everything_and_nothing_else(finished_run):
     expected = "args.json split.csv metrics.csv curves.png last.pt best.pt test_metrics.json "
-    expected += "test_predictions.csv confusion_matrix.png"
+    expected += "test_predictions.csv confusion_matrix.png calibration.png roc.png errors.png"
     assert {path.name for path in finished_run.iterdir()} == set(expected.split())
     recorded = json.loads((finished_run / "args.json").read_text())
     assert recorded["arguments"]["num_latents"] == 8 and recorded["versions"]["torch"]
-    for picture in ("curves.png", "confusion_matrix.png"):
-        assert Image.open(finished_run / picture).size[0] > 400
+    for picture in finished_run.glob("*.png"):
+        assert Image.open(picture).size[0] > 400
 
 
 def test_it_learns_and_tests_the_epoch_with_the_lowest_validation_loss(finished_run):
@@ -70,7 +70,8 @@ def test_figures_follow_from_the_predictions_and_these_from_the_checkpoint(finis
     # By hand, from the files: the model's own preprocessing, one slice at a time.
     mean, std = model.preprocessing["mean"], model.preprocessing["std"]
     for image, row in list(zip(images, rows, strict=True))[::5]:
-        p_right = model((image[None] / 255 - mean) / std).softmax(dim=1)[0, 1].item()
+        logits = model((image[None] / 255 - mean) / std) / model.calibration["temperature"]
+        p_right = logits.softmax(dim=1)[0, 1].item()
         assert float(row["p_right"]) == pytest.approx(p_right, abs=2e-5)
     scans = {scan: [float(r["p_right"]) for r in rows if r["scan"] == scan] for scan in test_scans}
     right = sum((np.mean(p) > 0.5) == ("RIGHT" in scan) for scan, p in scans.items())
