@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import perceiver
 from benchmarks.peers import peer_names, perceiver_pytorch_like
@@ -16,6 +18,7 @@ from perceiver import Perceiver, ReadTokens, fourier_positions
 
 SMALL = dict(num_latents=12, latent_dim=24, depth=3, latent_heads=2, latent_dim_head=10)
 GRIDS = {1: (97,), 2: (9, 14), 3: (5, 6, 7)}
+CPU = torch.device("cpu")
 
 
 def randomised(**arguments) -> Perceiver:
@@ -235,7 +238,7 @@ def test_default_sizes_have_the_published_number_of_parameters():
 
 
 def test_position_features_follow_the_formula():
-    features = fourier_positions((3, 5), 10.0, 4, torch.device("cpu"))
+    features = fourier_positions((3, 5), 10.0, 4, CPU)
     assert features.shape == (15, 2 * (2 * 4 + 1))
     y, x = 0.0, 0.5  # row 1 of 3, column 3 of 5
     frequencies = [1.0, 1.0 + 4 / 3, 1.0 + 8 / 3, 5.0]  # linear from 1 to max_freq / 2
@@ -291,6 +294,179 @@ def test_gradient_reaches_the_input():
     model = randomised().double()
     images = torch.randn(1, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (images,))
+
+
+def by_hand(model, images, maps=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of all iterations and the last latents, from keys and values as they are defined.
+
+    With `maps`, the values are weighed with those, and no weights are computed.
+    """
+    heads, dim_head = model.config["cross_heads"], model.config["cross_dim_head"]
+    positions = fourier_positions(
+        tuple(images.shape[2:]), model.config["max_freq"], model.config["num_freq_bands"], CPU
+    )
+    tokens = torch.cat([images.flatten(2).mT, positions.expand(len(images), -1, -1)], dim=2)
+    x, used = model.latents.expand(len(images), -1, -1), []
+    for iteration in range(model.config["depth"]):
+        block = model.blocks[iteration] if iteration < len(model.blocks) else model.blocks[-1]
+        cross = block.cross_attention
+        normed = layer_norm(tokens, tokens.shape[2:], cross.token_scale, cross.token_shift)
+        queries = layer_norm(x, x.shape[2:], cross.norm.weight, cross.norm.bias)
+        q, k, v = (
+            (inputs @ to.weight.T).unflatten(2, (heads, dim_head)).transpose(1, 2)
+            for inputs, to in [(queries, cross.to_q), (normed, cross.to_k), (normed, cross.to_v)]
+        )  # (batch, heads, latents or tokens, dim_head)
+        if maps is None:
+            used.append((q @ k.mT / dim_head**0.5).softmax(dim=3))
+        else:
+            used.append(maps[:, iteration].flatten(3))
+        read = (used[-1] @ v).transpose(1, 2).flatten(2)
+        x = x + read @ cross.to_out.weight.T + cross.to_out.bias
+        x = block.latent_layers(x)
+    return torch.stack(used, dim=1), x
+
+
+@pytest.mark.parametrize("cross_dim_head", [64, 10])  # tokens as they are, keys and values
+@pytest.mark.parametrize("cross_heads", [1, 3])
+@pytest.mark.parametrize("weight_tie_layers", [True, False])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_attention_maps_are_the_weights_of_the_forward_pass(
+    short_blocks, reads, axes, weight_tie_layers, cross_heads, cross_dim_head
+):
+    model = randomised(
+        input_axis=axes,
+        input_channels=2,
+        weight_tie_layers=weight_tie_layers,
+        cross_heads=cross_heads,
+        cross_dim_head=cross_dim_head,
+    )
+    images = torch.randn(3, 2, *GRIDS[axes])
+    maps = model.attention_maps(images)
+    assert maps.shape == (3, 3, cross_heads, 12, *GRIDS[axes])
+    assert bool(reads) == (cross_dim_head == 64)
+    # Relative too: the mean weight is 0.01, but a wrong one must not hide below a tolerance.
+    expected, _ = by_hand(model, images)
+    torch.testing.assert_close(maps.flatten(4), expected, atol=1e-6, rtol=1e-4)
+    assert expected.std() > 1e-3  # not all alike
+    torch.testing.assert_close(maps.flatten(4).sum(dim=4), torch.ones(3, 3, cross_heads, 12))
+
+    average = model.attention_maps(images, average=True)
+    torch.testing.assert_close(average, maps.mean(dim=(2, 3)), atol=1e-7, rtol=1e-5)
+
+    _, latents = by_hand(model, images, maps)
+    forward = model(images, return_embeddings=True)
+    torch.testing.assert_close(latents, forward, atol=1e-5, rtol=1e-5)
+
+
+def test_averaged_attention_maps_never_hold_the_full_array(short_blocks):
+    """Nor does the full array cost more than once itself: what is written is written in place."""
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not function.is_view and result is not args[0]:
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    model = randomised(num_latents=200, depth=2, cross_heads=2)
+    images = torch.randn(2, 1, 40, 50)
+    with Largest() as averaged:
+        model.attention_maps(images, average=True)
+    assert averaged.elements == 2 * 40 * 50 * 32  # the tokens; one sample has 800,000 weights
+    with Largest() as full:
+        assert model.attention_maps(images).numel() == full.elements
+
+
+def modes_of(model) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("inspect", ["attention_maps", "saliency"])
+def test_looking_inside_leaves_no_trace(inspect):
+    """Logits and gradients bit for bit, modes, `.grad`; the same result whatever the mode."""
+    model = randomised(attention_dropout=0.3, ff_dropout=0.3).train()
+    model.blocks[0].eval()  # frozen by someone
+    modes, images = modes_of(model), torch.randn(2, 1, 9, 14)
+
+    def step():
+        torch.manual_seed(1)
+        model.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        return [logits, *(parameter.grad for parameter in model.parameters())]
+
+    before = step()
+    model.zero_grad()
+    result = getattr(model, inspect)(images)
+    assert modes_of(model) == modes and not result.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not images.requires_grad and images.grad is None
+    for old, new in zip(before, step(), strict=True):
+        assert torch.equal(old, new)
+
+    for wrong in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="expected"):
+            getattr(model, inspect)(wrong)
+    assert modes_of(model) == modes
+
+    wanted = images.clone().requires_grad_()
+    assert torch.equal(getattr(model, inspect)(wanted), result) and wanted.grad is None
+    with torch.no_grad():
+        assert torch.equal(getattr(model.eval(), inspect)(images), result)
+    with torch.inference_mode():
+        assert torch.equal(getattr(model, inspect)(images.clone()), result)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(getattr(model, inspect)(images), result)
+
+
+@pytest.mark.parametrize("checkpoint_latents", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_saliency_is_the_gradient_of_the_targets_logit(axes, checkpoint_latents):
+    """Against perceiver-pytorch's; ours in training mode, where dropout must not act."""
+    model = randomised(
+        input_axis=axes,
+        input_channels=2,
+        num_classes=4,
+        attention_dropout=0.3,
+        ff_dropout=0.3,
+        checkpoint_latents=checkpoint_latents,
+    )
+    peer, images = perceiver_pytorch_like(model).eval(), torch.randn(3, 2, *GRIDS[axes])
+    with torch.no_grad():
+        predicted = peer(images.movedim(1, -1)).argmax(dim=1)
+    chosen = torch.tensor([0, 3, 1], dtype=torch.uint8)
+    for target, classes in [(None, predicted), (2, torch.tensor([2, 2, 2])), (chosen, chosen)]:
+        pixels = images.clone().requires_grad_()
+        logits = peer(pixels.movedim(1, -1))
+        sum(row[int(label)] for row, label in zip(logits, classes, strict=True)).backward()
+        expected = pixels.grad.abs().max(dim=1).values
+        saliency = model.saliency(images, target)
+        assert saliency.shape == (3, *GRIDS[axes]) and saliency.min() >= 0
+        torch.testing.assert_close(saliency, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_saliency_equals_finite_differences():
+    model = randomised().double()
+    images, step = torch.randn(1, 1, 3, 4, dtype=torch.float64), 1e-5
+    saliency = model.saliency(images, target=1)
+    for row in range(3):
+        for column in range(4):
+            shift = torch.zeros_like(images)
+            shift[0, 0, row, column] = step
+            slope = (model(images + shift) - model(images - shift))[0, 1] / (2 * step)
+            torch.testing.assert_close(saliency[0, row, column], slope.abs(), atol=0, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [2, -1, 0.5, True, torch.tensor([0]), torch.tensor([0, 1, 1]), torch.tensor([0, 2])],
+)
+def test_target_that_is_no_class_is_refused(target):
+    model, images = randomised(), torch.randn(2, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"target a class from 0 to 1, or one .* 2 images, got "):
+        model.saliency(images, target)
 
 
 @pytest.mark.parametrize(
