@@ -43,6 +43,7 @@ HARMLESS = {
     "grad_accumulation",
     "resume",
     "save_every_steps",
+    "tensorboard",
     "workers",
 }
 
@@ -180,6 +181,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--compile",
         action="store_true",
         help="torch.compile the latent layers (on a CPU it takes a C++ compiler)",
+    )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write scalars and pictures for TensorBoard, too (pip install tensorboard)",
     )
     run.add_argument(
         "--dry-run",

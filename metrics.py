@@ -162,9 +162,10 @@ def fit_threshold(p_right: ArrayLike, labels: ArrayLike, error_rate: float = ERR
     """
     p_right = np.asarray(p_right, dtype=float)
     confidence = np.maximum(p_right, 1 - p_right)
-    order = np.argsort(-confidence, kind="stable")
-    wrong = ((p_right > 0.5) != np.asarray(labels))[order].cumsum()
-    good = np.flatnonzero(wrong <= error_rate * np.arange(1, len(order) + 1))
-    if len(good) == len(order):
+    wrong = (p_right > 0.5) != np.asarray(labels)
+    if wrong.mean() <= error_rate:
         return 0.5
-    return float(confidence[order[good[-1]]]) if len(good) else 1.0
+    values, place = np.unique(-confidence, return_inverse=True)  # highest confidence first
+    rates = np.bincount(place, weights=wrong).cumsum() / np.bincount(place).cumsum()
+    good = np.flatnonzero(rates <= error_rate)
+    return float(-values[good[-1]]) if len(good) else 1.0

@@ -300,8 +300,9 @@ def draw_pictures(
                 model.attention_maps(model.normalise(batch.to(model.latents.device)), average=True)
                 for batch in images.split(args.batch_size)
             ]
-        ).cpu()  # (slices, depth, height, width)
-        for (item, p), image, attention in zip(found, images[:, 0], maps, strict=True):
+        ).numpy(force=True)  # (slices, depth, height, width)
+        grey = images[:, 0].numpy()
+        for (item, p), image, attention in zip(found, grey, maps, strict=True):
             if args.attention:
                 with runs.whole_file(args.attention / f"{file_name(item.path)}.png") as temporary:
                     title = f"{item.path}\n{describe(p)}"
@@ -311,7 +312,7 @@ def draw_pictures(
             with runs.whole_file(args.attention_montage / f"{name}.png") as temporary:
                 title = f"{row['scan']}\n{describe(row['p_right'])}, {row['verdict']}"
                 labels = [f"{p:.2f}" for _, p in found]
-                plots.draw_montage(title, labels, images[:, 0], maps[:, -1], temporary)
+                plots.draw_montage(title, labels, grey, maps[:, -1], temporary)
         bar.update()
     bar.close()
 

@@ -34,8 +34,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -290,6 +292,31 @@ def check_same_data(before: dict, now: dict) -> None:
         say("warning: the images are not exactly those that the run was started with")
 
 
+class TensorBoard:
+    """Scalars of each epoch and the pictures of the test, in <run>/tensorboard."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise DataError("--tensorboard: pip install tensorboard, or leave it out") from error
+        self.open = lambda: SummaryWriter(folder / "tensorboard")
+
+    def add_epoch(self, row: dict) -> None:
+        with self.open() as writer:
+            for name, value in row.items():
+                if name != "epoch":
+                    subset, _, quantity = name.partition("_")
+                    tag = f"{quantity}/{subset}" if quantity else name
+                    writer.add_scalar(tag, value, row["epoch"])
+
+    def add_pictures(self, folder: Path, epoch: int) -> None:
+        with self.open() as writer:
+            for path in sorted(folder.glob("*.png")):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                writer.add_image(path.stem, pixels, epoch, dataformats="HWC")
+
+
 def report(folder: Path, rows: list[dict]) -> None:
     if rank() == 0 and rows:
         runs.write_csv(folder / "metrics.csv", rows)
@@ -303,6 +330,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = prepare_folder(args)
     # Before anything slow: are these arguments a model, and is that a checkpoint?
+    board = TensorBoard(folder) if args.tensorboard and rank() == 0 else None
     torch.manual_seed(args.seed % 2**63)
     names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
     model = Perceiver(**{name: getattr(args, name) for name in names}, num_classes=len(SIDES))
@@ -422,6 +450,8 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         # In this order: a kill between the two leaves a last.pt that does this epoch again.
         save(*(["best.pt"] if is_best else []), "last.pt")
         report(folder, progress.rows)
+        if board:
+            board.add_epoch(row)
         say(
             f"epoch {epoch:>3}/{args.epochs}  "
             f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:7.2%}  "
@@ -435,6 +465,8 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     report(folder, progress.rows)
     calibrate(folder / "best.pt", subsets["val"], device, args)
     metrics = test(folder / "best.pt", subsets["test"], device, args)
+    if board:
+        board.add_pictures(folder, metrics["epoch"])
     say(f"test of the best epoch, patients it never saw: {metrics['patients']}")
     if metrics["patients"] < 5:
         say("  (so few that the intervals say little)")

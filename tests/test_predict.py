@@ -1,11 +1,17 @@
 """predict.py as a user runs it: rows, summary, exit codes."""
 
 import csv
+import io
+import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import predict
@@ -118,3 +124,133 @@ def test_output_never_replaces_a_checkpoint_or_an_image(finished_run, knees, cap
         assert predict.main([str(checkpoint), str(knees), "-o", str(output)]) == 2
         assert str(output) in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
+
+
+# ---- scans, verdicts, audits ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(knees, tmp_path) -> Path:
+    """The knees of three patients; one scan has the wrong side in its name, one no side."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for path in sorted(knees.iterdir()):
+        if path.name[:10] in ("OAI9000000", "OAI9000001", "OAI9000002"):
+            name = path.name
+            if name.startswith("OAI9000001") and "LEFT" in name:
+                name = name.replace("LEFT", "RIGHT").replace("_1_0_", "_1_9_")
+            if name.startswith("OAI9000002") and "LEFT" in name:
+                name = name.replace("_LEFT", "")
+            shutil.copy(path, folder / name)
+    return folder
+
+
+def test_scans_are_compared_with_the_side_that_their_name_gives(
+    finished_run, archive, tmp_path, capsys
+):
+    output = tmp_path / "out"
+    assert predict.main([str(finished_run / "best.pt"), str(archive), "-o", str(output)]) == 0
+    rows = read_csv(output / "scans.csv")
+    columns = "scan,patient,label,p_left,p_right,slices,agreement,expected,verdict"
+    assert ",".join(rows[0]) == columns and len(rows) == 6
+    verdicts = {row["scan"]: row["verdict"] for row in rows}
+    swapped = "OAI9000001_BaseLine_1_9_RIGHT.nii.gz"
+    nameless = str(archive / "OAI9000002_BaseLine_1_0.nii.gz")
+    assert verdicts.pop(swapped) == "mismatch" and verdicts.pop(nameless) == "unknown"
+    assert set(verdicts.values()) == {"ok"}
+    slices = read_csv(output / "predictions.csv")
+    for row in rows:
+        p_right = [float(s["p_right"]) for s in slices if s["scan"] == row["scan"]]
+        assert len(p_right) == int(row["slices"]) == 8
+        assert float(row["p_right"]) == pytest.approx(sum(p_right) / 8, abs=1e-5)
+        agreeing = sum((p > 0.5) == (row["label"] == "right") for p in p_right)
+        assert float(row["agreement"]) == pytest.approx(agreeing / 8, abs=1e-3)
+    assert "mismatch, expected right" in capsys.readouterr().out
+
+
+def test_audit_prints_what_needs_a_person_and_exits_3(finished_run, archive, capsys):
+    checkpoint = str(finished_run / "best.pt")
+    assert predict.main([checkpoint, str(archive), "--audit"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("OAI9000001_BaseLine_1_9_RIGHT")
+    assert lines[1] == "6 scans: 4 ok, 1 mismatch, 0 unsure, 1 unknown"
+    for path in archive.glob("*_1_9_*"):
+        path.unlink()
+    assert predict.main([checkpoint, str(archive), "--audit"]) == 0
+
+
+def test_scans_below_the_threshold_are_unsure_and_come_after_mismatches(
+    finished_run, archive, tmp_path, capsys
+):
+    checkpoint = torch.load(finished_run / "best.pt", weights_only=True)
+    checkpoint["calibration"]["unsure_below"] = 1.0
+    torch.save(checkpoint, tmp_path / "unsure.pt")
+    assert predict.main([str(tmp_path / "unsure.pt"), str(archive), "--audit", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["verdict"] for row in rows] == ["unsure"] * 6
+    confidence = [max(row["p_left"], row["p_right"]) for row in rows]
+    assert confidence == sorted(confidence)
+
+
+def test_probabilities_are_those_of_the_temperature_in_the_checkpoint(finished_run, knees, capsys):
+    checkpoint = torch.load(finished_run / "best.pt", weights_only=True)
+    path = str(sorted(knees.iterdir())[0])
+    margins = []
+    for temperature in (1.0, 3.0):
+        checkpoint["calibration"]["temperature"] = temperature
+        torch.save(checkpoint, "t.pt")
+        assert predict.main(["t.pt", path, "--json"]) == 0
+        p = json.loads(capsys.readouterr().out)["p_right"]
+        margins.append(math.log(p / (1 - p)))
+    assert margins[0] == pytest.approx(3 * margins[1], rel=1e-2)
+
+
+def test_paths_come_from_standard_input_a_manifest_or_a_pattern(
+    finished_run, knees, tmp_path, monkeypatch, capsys
+):
+    checkpoint, found = str(finished_run / "best.pt"), sorted(knees.iterdir())[:16]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in found)))
+    assert predict.main([checkpoint, "-", "--json"]) == 0
+    first = capsys.readouterr().out
+    assert [json.loads(line)["verdict"] for line in first.splitlines()] == ["ok", "ok"]
+
+    rows = [
+        f"{path},{'left' if 'LEFT' in path.name else 'right'},Z,{path.name[20:25]}"
+        for path in found
+    ]
+    (tmp_path / "knees.csv").write_text("\n".join(["path,side,patient,scan", *rows]) + "\n")
+    assert predict.main([checkpoint, str(tmp_path / "knees.csv"), "--json"]) == 0
+    manifest = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["patient"] for row in manifest] == ["Z", "Z"]
+
+    for path in found:
+        side = "L" if "LEFT" in path.name else "R"
+        shutil.copy(path, tmp_path / f"7_{side}_{path.stem.rsplit('_', 1)[1]}.png")
+    pattern = r"(?P<patient>\d+)_(?P<side>[LR])_(?P<slice>\d+)"
+    (tmp_path / "knees.csv").unlink()
+    assert predict.main([checkpoint, str(tmp_path), "--json", "--name-pattern", pattern]) == 0
+    named = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(row["expected"] for row in named) == ["left", "right"]
+    assert [row["p_right"] for row in named] == [row["p_right"] for row in manifest]
+
+
+def test_attention_is_drawn_for_each_slice_and_each_scan(finished_run, knees, tmp_path):
+    paths = [str(path) for path in sorted(knees.iterdir())[:3]]
+    flags = ["--attention", str(tmp_path / "a"), "--attention-montage", str(tmp_path / "m")]
+    assert predict.main([str(finished_run / "best.pt"), *paths, *flags]) == 0
+    assert len(list((tmp_path / "a").iterdir())) == 3
+    (montage,) = (tmp_path / "m").iterdir()
+    for picture in (montage, *(tmp_path / "a").iterdir()):
+        assert Image.open(picture).convert("L").getextrema() == (0, 255)
+
+
+def test_a_volume_is_a_scan_with_the_side_of_its_position(finished_run, tmp_path, capsys):
+    sitk = pytest.importorskip("SimpleITK")
+    for name, x in (("a.nii.gz", -90.0), ("b_LEFT.nrrd", 60.0)):
+        pixels = np.random.default_rng(0).integers(0, 999, (12, 20, 24)).astype(np.int16)
+        image = sitk.GetImageFromArray(pixels)
+        image.SetOrigin((x, 0.0, 5.0))
+        sitk.WriteImage(image, str(tmp_path / name))
+    predict.main([str(finished_run / "best.pt"), str(tmp_path), "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["expected"], row["slices"]) for row in rows] == [("right", 12), ("left", 12)]
