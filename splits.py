@@ -75,7 +75,8 @@ def split_by_patient(
     if len(sizes) < len(SUBSETS):
         raise DataError(
             f"{len(sizes)} patients ({', '.join(sorted(sizes))}) can't fill train, val and test; "
-            "at least three are needed (--name-pattern says where names tell the patient)"
+            "at least three are needed (--name-pattern says where names tell the patient"
+            f"{'; patients that share images count as one' if together else ''})"
         )
     fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
     target = fractions[:, None] * np.sum(list(sizes.values()), axis=0)  # (subsets, sides)
