@@ -29,7 +29,7 @@ from tqdm import tqdm
 import dataset
 import decode
 import runs
-from arguments import Parser
+from arguments import Parser, print_any_name
 from metrics import scan_means
 from perceiver import Perceiver, choose_device
 
@@ -62,14 +62,14 @@ def list_files(paths: list[str]) -> Iterator[tuple[str, str]]:
     """Every image file in the order given, folders walked in order: (path, error or "")."""
     for path in paths:
         if os.path.isdir(path):
-            found = False
-            for folder, subfolders, names in os.walk(path):
-                subfolders.sort()
+            found, problems = False, []
+            for folder, names in dataset.walk(path, problems):
                 for name in sorted(names, key=dataset.natural_order):
                     if dataset.is_image(name):
                         found = True
                         yield os.path.join(folder, name), ""
-            if not found:
+            yield from ((error.filename, error.strerror) for error in problems)
+            if not (found or problems):
                 yield path, "no images in this folder"
         else:
             yield path, "" if os.path.exists(path) else "no such file"
@@ -82,7 +82,8 @@ def scan_of(path: str) -> str:
     """
     if match := dataset.AKOA_NAME.fullmatch(Path(path).stem):
         return match["scan"]
-    return str(Path(path).with_name(re.sub(r"[-_ ]*\d+$", "", Path(path).stem) or "slices"))
+    name = re.sub(r"[-_ ]*\d+$", "", Path(path).stem)
+    return str(Path(os.path.dirname(path), name or "slices"))
 
 
 def predict_files(
@@ -149,6 +150,7 @@ def write_rows(output: Path, rows: list[tuple[str, float | None, str]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    print_any_name()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(args)

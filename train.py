@@ -48,7 +48,7 @@ import phantom
 import plots
 import runs
 import splits
-from arguments import DEMO_PATIENTS, parse_args
+from arguments import DEMO_PATIENTS, parse_args, print_any_name
 from augment import Augmentation
 from dataset import SIDES, DataError, Slice
 from metrics import scan_means, score
@@ -490,6 +490,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    print_any_name()
     with StopSignals() as signals, ExitStack() as cleanup:
         try:
             return run(args, signals, cleanup)
