@@ -86,7 +86,10 @@ def split_by_patient(
     best, best_error = {}, np.inf
     for attempt in range(20):
         order = sorted(
-            sizes, key=lambda name: hashlib.sha256(f"{seed} {attempt} {name}".encode()).digest()
+            sizes,
+            key=lambda name: hashlib.sha256(
+                f"{seed} {attempt} {name}".encode(errors="surrogateescape")
+            ).digest(),
         )
         weights = np.array([sizes[name] for name in order], dtype=float)  # (patients, sides)
         chosen, error = balance(weights, target)
