@@ -27,7 +27,7 @@ from tqdm import tqdm
 import runs
 import volumes
 
-MAX_PIXELS = 50_000_000  # far above any slice; a file that claims more is damaged or hostile
+MAX_PIXELS = 20_000_000  # far above any slice; as RGBA, that takes 240 MB a thread
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow would try all it knows: EPS runs Ghostscript
 LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
@@ -93,15 +93,15 @@ def load_images(
     """
     pixels = np.zeros((len(paths), 1, *image_size), np.uint8) if into is None else into
     errors = {}
-    jobs = defaultdict(list)  # file -> (position, slice) of what is wanted of it
+    jobs = defaultdict(list)  # file, and whether as an image -> (position, slice) that is wanted
     for position, path in enumerate(paths):
         source, index = split_path(path)
-        jobs[source].append((position, index))
+        jobs[source, index is None].append((position, index))
 
-    def load(source: str) -> int:
-        wanted = jobs[source]
+    def load(job: tuple[str, bool]) -> int:
+        (source, is_image), wanted = job, jobs[job]
         try:
-            if wanted[0][1] is None:
+            if is_image:
                 pixels[[position for position, _ in wanted], 0] = read_image(source, image_size)
             else:
                 slices = volumes.read_slices(source, plane)

@@ -129,6 +129,7 @@ def test_blank_images_are_nobodys_copies(phantoms, tmp_path):
     shutil.copytree(phantoms, tmp_path / "knees")
     for patient, grey in ((1, 0), (2, 0), (3, 0), (1, 200), (2, 200), (3, 201)):
         image = Image.new("L", (260, 228), grey)
+        image.paste(grey + 2, (130, 0, 260, 228))  # faint, and the same in all
         image.save(tmp_path / "knees" / name_of(patient, "LEFT", 7 * (grey > 0)))
     slices, _ = dataset.find_slices(tmp_path / "knees")
     images, _ = decode.load_images([s.path for s in slices], (76, 86))
@@ -192,7 +193,7 @@ def test_contact_sheet_shows_the_pictures_in_order_and_unmirrored(tmp_path):
         pictures = np.zeros((8, 76, 86), np.uint8)
         pictures[:, 38:] = (10 + 28 * np.arange(8) + row)[:, None, None]
         pictures[:, 38:, 60:] = 255
-        rows.append((f"left  scan $x^{{\\ {row}", list(range(8)), list(pictures)))
+        rows.append((f"left  scan $x^{{$ {row}", list(range(8)), list(pictures)))
     rows[1] = ("right  膝\udcff\n" + 200 * "x", [0, 5], rows[1][2][:2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as of letters that the font lacks

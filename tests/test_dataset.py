@@ -183,7 +183,7 @@ def test_pattern_that_does_not_fit_is_refused_and_says_why(tmp_path, pattern, me
 
 def test_names_of_other_scripts_and_digits_are_read(tmp_path):
     """Digits that int() does not know, digits of another script, and a line break in a name."""
-    names = ["колено_2²3.png", "膝_٣.png", "a²_²_1.png", "two\nlines_5.png", "x#7_1.png"]
+    names = ["колено_2²3.png", "膝_٣.png", "a²_².png", "two\nlines_5.png", "x#7_1.png"]
     write_images(tmp_path, *(f"{side}/{name}" for side in ("left", "right") for name in names))
     rows = found(tmp_path)
     assert ("膝_٣.png", "left", "膝", "left/膝", 3) in rows

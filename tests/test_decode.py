@@ -19,6 +19,7 @@ import dataset
 import decode
 import predict
 import runs
+import train
 from perceiver import Perceiver
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # (40, 60)
@@ -145,6 +146,8 @@ def test_anything_that_changes_the_pixels_is_decoded_anew(files, tmp_path, decod
     assert os.path.getsize(files[2]) != status.st_size
     assert (open_cached(files, cache)[2] == 7).all() and len(decodings) == 3
     assert open_cached(files, cache, (8, 6)).shape == (5, 1, 8, 6) and len(decodings) == 4
+    open_cached(files, cache)
+    assert len(decodings) == 4  # both sizes are kept
     open_cached(files, cache, plane="sagittal")
     swapped = open_cached([files[1], files[0], *files[2:]], cache)
     assert torch.equal(swapped[0], before[1]) and torch.equal(swapped[1], before[0])
@@ -346,6 +349,7 @@ def write_odd_files(root: Path) -> dict[str, tuple[str, int]]:
     put("gif_0.png", DAMAGED, format="GIF")
     put("huge_0.png", DAMAGED, huge_png(20_000, 20_000))
     put("large_0.png", DAMAGED, huge_png(9_000, 9_000))
+    Image.new("1", (5000, 5000)).save(put("genuine_0.png", DAMAGED))
     put("wide_0.png", DAMAGED, huge_png(2**31 - 1, 1))
     put("long_0.tif", DAMAGED, b"II*\0" + bytes([8, 0, 0, 0, 255, 255]) + bytes(500))
     for suffix in ("png", "tif"):
@@ -417,6 +421,24 @@ def test_odd_files_are_read_properly_or_named_and_none_is_in_anothers_place(odd_
             assert (images[i].int() - grey).abs().max() <= 1, s.path
         assert "\n" not in errors.get(i, "")
         assert i not in errors or images[i].max() == 0
+
+
+def test_file_named_like_a_slice_of_a_volume_is_itself(tmp_path):
+    for name, grey in (("scan", 50), ("scan#7", 150)):
+        Image.new("L", (8, 8), grey).save(tmp_path / name, "PNG")
+    paths = [str(tmp_path / name) for name in ("scan", "scan#7", "scan#8")]
+    images, errors = decode.load_images(paths, (2, 2))
+    assert images[:, 0, 0, 0].tolist() == [50, 150, 0] and list(errors) == [2]
+
+
+def test_names_that_are_no_text_are_trained_on_and_printed(tmp_path, capsys):
+    for i in range(3):
+        for side in ("left", "right"):
+            folder = tmp_path / "knees" / side / os.fsdecode(b"\xff\xfe" + bytes([48 + i]))
+            folder.mkdir(parents=True)
+            Image.new("L", (8, 8), 60 + i).save(folder / "1.png")
+    assert train.main(["--data-dir", str(tmp_path / "knees"), *TINY, "--dry-run"]) == 0
+    assert "left/\\udcff\\udcfe2 (1)" in capsys.readouterr().out
 
 
 def test_programs_name_every_odd_file_and_go_on_or_stop(odd_files, tmp_path, capsys):
