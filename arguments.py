@@ -4,6 +4,7 @@ import argparse
 import inspect
 import math
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,6 +55,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         text = f"{self.prog}: error: {message}\n" if os.environ.get("RANK", "0") == "0" else None
         self.exit(2, text)
+
+
+def print_any_name() -> None:
+    """File names that are no text are printed with backslashes; they end no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

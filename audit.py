@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 import dataset
@@ -31,7 +30,7 @@ import decode
 import plots
 import runs
 import splits
-from arguments import Parser, add_data_arguments
+from arguments import Parser, add_data_arguments, print_any_name
 from dataset import SIDES, DataError, Slice, few
 
 SIZE = 24  # images are compared as 24 x 24 grey levels
@@ -143,7 +142,7 @@ def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
 
     def look(path: str) -> str:
         try:
-            with Image.open(path) as image:
+            with decode.open_image(path) as image:
                 return f"{image.width} x {image.height} {image.mode}"
         except Exception:  # load_images names what is wrong with it
             return "unreadable"
@@ -171,7 +170,10 @@ def describe_images(images: Tensor) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    slices, notes = dataset.find_slices(args.data_dir, args.name_pattern)
+    sheet = args.contact_sheet
+    if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
+        raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")
+    slices, notes = dataset.find_slices(args.data_dir, args.name_pattern, args.plane)
     scans = dataset.group_scans(slices)
     knees = {(s.patient, s.side) for s in slices}
     patients = {patient for patient, _ in knees}
@@ -193,16 +195,24 @@ def run(args: argparse.Namespace) -> int:
         paths, args.image_size, args.cache_dir, args.workers, args.plane
     )
     height, width = args.image_size
+    for i, error in errors.items():
+        print(f"dataset.py: {paths[i]}: {error}", file=sys.stderr)
+    if len(errors) == len(paths):
+        raise DataError(f"{args.data_dir}: none of the files can be read")
+    readable = torch.tensor([i for i in range(len(paths)) if i not in errors])
     print(f"as the model sees them, {width} x {height}:")
-    for line in describe_images(images):
+    for line in describe_images(images[readable] if errors else images):
         print(f"  {line}")
-    pairs = [] if errors else open_copies(images, [s.scan for s in slices], args.cache_dir)
+    # Black images are nobody's copies.
+    pairs = open_copies(images, [s.scan for s in slices], args.cache_dir)
     for line in [*notes, *([note] if note else []), *describe_copies(slices, images, pairs)]:
         print(f"note: {line}")
-    if not pairs and not errors:
+    if not pairs:
         print("no image is in two scans")
 
     subset_of = splits.choose(args, scans, patients_sharing_images(slices, pairs))
+    if args.split == "patient" or args.split_file:
+        check_copies(slices, pairs, subset_of)
     print(f"the split that train.py makes of it (--seed {args.seed}):")
     print(splits.describe_split(scans, subset_of))
 
@@ -213,14 +223,13 @@ def run(args: argparse.Namespace) -> int:
         names = [name for name, members in scans.items() if members[0].side == side]
         for name in sorted(rng.choice(names, min(3, len(names)), replace=False)):
             members = scans[name]
-            shown = [members[i] for i in np.linspace(0, len(members) - 1, 8).round().astype(int)]
+            chosen = np.unique(np.linspace(0, len(members) - 1, 8).round().astype(int))
+            shown = [members[i] for i in chosen]
             pictures = [images[position[s.path], 0].numpy() for s in shown]
             rows.append((f"{side}  {name}", [s.index for s in shown], pictures))
-    with runs.whole_file(args.contact_sheet) as temporary:
+    with runs.whole_file(sheet) as temporary:
         plots.draw_contact_sheet(rows, temporary)
-    print(f"contact sheet: {args.contact_sheet}")
-    for i, error in errors.items():
-        print(f"dataset.py: {paths[i]}: {error}", file=sys.stderr)
+    print(f"contact sheet: {sheet}")
     return 1 if errors else 0
 
 
@@ -238,8 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_data_arguments(parser)
     args = parser.parse_args(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text
-    sys.stderr.reconfigure(errors="backslashreplace")
+    print_any_name()
     try:
         return run(args)
     except (ValueError, OSError) as error:

@@ -68,7 +68,8 @@ def is_image(name: str) -> bool:
 
 def natural_order(name: str) -> list:
     """Sort key that puts slice 2 before slice 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"([0-9]+)", name)  # every second one is a number
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def parse_name(path: Path) -> Slice | None:
@@ -90,7 +91,7 @@ def parse_name(path: Path) -> Slice | None:
     if folder_side is None:
         return None
     position = max(i for i, part in enumerate(path.parts) if part.lower() == folder_side)
-    name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem).groups()
+    name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem, re.DOTALL).groups()
     above, below = path.parts[:position], path.parts[position + 1 : -1]
     told = [*below[:1], *filter(None, [name]), *above[-1:]]
     scan = "/".join(filter(None, [*above, folder_side, *below, name])) if told else ""
@@ -100,6 +101,11 @@ def parse_name(path: Path) -> Slice | None:
 def side_of_folders(path: Path) -> str | None:
     sides = [part.lower() for part in path.parts[:-1] if part.lower() in SIDES]
     return sides[-1] if sides else None
+
+
+def side_of_word(word: str) -> str | None:
+    """left for L, Left, L_E_F_T, ..."""
+    return SIDE_WORDS.get(word.strip().replace("_", "").lower())
 
 
 def compile_pattern(text: str) -> re.Pattern:
@@ -128,7 +134,7 @@ def parse_by_pattern(path: Path, pattern: re.Pattern) -> Slice | None:
     told = {name: text or "" for name, text in match.groupdict().items()}
     side = side_of_folders(path)
     if told.get("side"):
-        side = SIDE_WORDS.get(told["side"].replace("_", "").lower())
+        side = side_of_word(told["side"])
         if side is None:
             raise DataError(f"{path}: --name-pattern finds the side {told['side']!r}, not l or r")
     if side is None:
@@ -137,23 +143,19 @@ def parse_by_pattern(path: Path, pattern: re.Pattern) -> Slice | None:
     if patient and not scan:
         scan = "/".join([*path.parts[:-1], f"{patient} {side}"])
     index = told.get("slice") or re.search(r"\d*$", path.stem).group()
-    return Slice(str(path), side, patient, scan, int(index) if index.isdigit() else 0)
+    return Slice(str(path), side, patient, scan, int(index) if index.isdecimal() else 0)
 
 
 # ---- a folder or a manifest -> all slices --------------------------------------------------------
 
 
-def walk(root: str | Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[str]]]:
     """Each folder below root and its file names, in the same order on every machine.
 
     Links are followed, and each folder is visited once. Folders that can't be read go to problems.
     """
     visited = set()
-
-    def note(error: OSError) -> None:
-        problems.append(f"{error.filename}: {error.strerror}")
-
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=problems.append):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in visited:
             subfolders.clear()
@@ -177,6 +179,8 @@ def find_slices(
     """
     root = Path(data_dir)
     if root.is_file():
+        if name_pattern:
+            raise DataError(f"{root}: a manifest tells all; leave out --name-pattern")
         found, notes = read_manifest(root, plane)
     elif root.is_dir():
         pattern = compile_pattern(name_pattern) if name_pattern else None
@@ -186,7 +190,7 @@ def find_slices(
     for side in SIDES:
         if not any(s.side == side for s in found):
             raise DataError(f"{data_dir}: {len(found)} slices, but none of the {side} side")
-    found, more = name_the_nameless(found)
+    found, more = name_the_nameless(found, guessed=root.is_dir() and not name_pattern)
     check_scans(found)
     slices = sorted(found, key=lambda s: (s.scan, s.index, natural_order(s.path)))
     sizes = Counter(s.scan for s in slices)
@@ -201,7 +205,7 @@ def read_folder(
 ) -> tuple[list[Slice], list[str]]:
     """All slices and volumes below a folder, and notes about what was left out."""
     found: dict[tuple[str, str], Slice] = {}
-    nameless, twice, unlabelled, problems = [], [], [], []
+    nameless, twice, unlabelled, lost, problems = [], [], [], [], []
     for folder, names in walk(root, problems):
         for name in filter(is_image, names):
             path = Path(folder, name)
@@ -217,6 +221,8 @@ def read_folder(
             else:
                 found[key if not pattern else (folder, name)] = replace(parsed, path=str(path))
         others = [name for name in names if not is_image(name)]
+        links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
+        lost += [path for path in links if not os.path.exists(path)]
         in_folder, unreadable = volumes.find_volumes(folder, others, plane, root)
         unlabelled += [f"{path} ({problem})" for path, problem in unreadable]
         for volume in in_folder:
@@ -228,14 +234,15 @@ def read_folder(
                 path = f"{volume.source}#{index}"
                 found[path, ""] = replace(parsed, path=path, index=index)
     if problems:
-        raise DataError("\n".join([f"{len(problems)} folders can't be read:", *problems]))
+        listed = [f"  {error.filename}: {error.strerror}" for error in problems]
+        raise DataError("\n".join([f"{len(problems)} folders can't be read:", *listed]))
     if not found:
         expected = (
             "expected names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, "
             "or folders left/ and right/; --name-pattern or a manifest can tell otherwise"
         )
         if pattern:
-            expected = f"--name-pattern {pattern.pattern} matches none of their names"
+            expected = f"--name-pattern {pattern.pattern} finds no side in their names"
         what = "no images"
         if others := nameless + unlabelled:
             what = f"{len(others)} images or volumes but none with a side"
@@ -246,6 +253,7 @@ def read_folder(
         (nameless, "images tell no side and are left out"),
         (twice, "images are copies of slices already found and are left out"),
         (unlabelled, "volumes are left out"),
+        (lost, "links lead nowhere and are left out"),
     ]:
         if paths:
             notes.append(f"{len(paths)} {problem}: {few(paths)}")
@@ -269,7 +277,10 @@ def parse_volume(volume: volumes.Volume, root: Path, pattern: re.Pattern | None)
     folders = [part for part in below.parts[:-1] if part.lower() not in SIDES]
     if not pattern and not patient and folders:
         patient = folders[0]
-    return replace(parsed, patient=patient, scan=parsed.scan or below.as_posix())
+    scan = parsed.scan
+    if not scan or (pattern and "scan" not in pattern.groupindex):  # each volume is one
+        scan = below.as_posix()
+    return replace(parsed, patient=patient, scan=scan)
 
 
 def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
@@ -291,14 +302,14 @@ def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
         raise DataError(f"{path}: expected columns path,side,patient,scan, got {columns}")
     found, notes = {}, []
     for line, row in rows:
-        side = SIDE_WORDS.get((row["side"] or "").strip().lower())
-        file = str(path.parent / (row["path"] or ""))
+        side = side_of_word(row["side"] or "")
+        file = os.path.normpath(path.parent / (row["path"] or ""))
         if side is None or not row["path"] or file in found:
             problem = f"side must be left or right, got {row['side']!r}"
             if side:
                 problem = f"{row['path']} is in it twice" if row["path"] else "names no path"
             raise DataError(f"{path}, line {line}: {problem}")
-        patient, scan = row.get("patient") or "", row.get("scan") or ""
+        patient, scan = ((row.get(name) or "").strip() for name in ("patient", "scan"))
         index = int(re.search(r"\d*$", Path(file).stem).group() or 0)
         if is_image(os.path.basename(file)):
             scan = scan or (f"{patient} {side}" if patient else "")
@@ -312,21 +323,23 @@ def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
             notes.append(f"{file}: the manifest says {side}; {volume.side or ''} {volume.told_by}")
         scan = scan or row["path"]
         found[file] = [
-            Slice(f"{file}#{i}", side, patient, scan, i) for i in range(volume.num_slices)
+            Slice(f"{volume.source}#{i}", side, patient, scan, i) for i in range(volume.num_slices)
         ]
     return [s for slices in found.values() for s in slices], notes
 
 
-def name_the_nameless(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
+def name_the_nameless(slices: list[Slice], guessed: bool) -> tuple[list[Slice], list[str]]:
     """Where names tell no scan, 40 slices in sorted order are one; where no patient, a scan is.
 
-    Names that say the same of all slices of a side tell nothing either.
+    Names such as left/img_7.png, of which the same patient is guessed for all slices, tell nothing
+    either.
 
     Raises:
         DataError: they do not divide into scans of 40.
     """
-    patients = {s.patient for s in slices}
-    if len(patients) == 1 and len({(s.side, s.scan) for s in slices}) == len(SIDES):
+    patients, scans = {s.patient for s in slices}, {(s.side, s.scan) for s in slices}
+    akoa = all(re.fullmatch(r"OAI\d+", patient) for patient in patients)
+    if guessed and len(patients) == 1 and len(scans) == len(SIDES) and not akoa:
         slices = [replace(s, patient="", scan="") for s in slices]
     named = [s for s in slices if s.scan]
     notes = []

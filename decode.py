@@ -10,9 +10,12 @@ import hashlib
 import json
 import os
 import re
+import stat
+import time
 import zlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +27,18 @@ from tqdm import tqdm
 import runs
 import volumes
 
-MAX_PIXELS = 50_000_000  # far above any slice; a file that claims more is damaged or hostile
+MAX_PIXELS = 20_000_000  # far above any slice; as RGBA, that takes 240 MB a thread
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow would try all it knows: EPS runs Ghostscript
+LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
 CHUNK = 4096  # images at a time where all of them might not fit into memory
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file, without decoding it."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+        raise ValueError("not a file")
+    return Image.open(path, formats=FORMATS)
 
 
 def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
@@ -38,11 +50,14 @@ def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
     Raises:
         OSError, ValueError, SyntaxError, ...: whatever Pillow makes of a damaged file.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a slice")
-        if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
-            raise ValueError("more than 16 bits a pixel: convert it to 8 or 16 bits")
+        if getattr(image, "is_animated", False):
+            raise ValueError("holds several images, expected one slice")
+        low, high = image.getextrema() if image.mode == "I" else (0, 0)
+        if image.mode == "F" or low < 0 or high > 65535:
+            raise ValueError("more than 16 bits a pixel, or below 0: convert it to 8 or 16 bits")
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).astype(np.float32))
         elif image.has_transparency_data:
@@ -78,15 +93,15 @@ def load_images(
     """
     pixels = np.zeros((len(paths), 1, *image_size), np.uint8) if into is None else into
     errors = {}
-    jobs = defaultdict(list)  # file -> (position, slice) of what is wanted of it
+    jobs = defaultdict(list)  # file, and whether as an image -> (position, slice) that is wanted
     for position, path in enumerate(paths):
         source, index = split_path(path)
-        jobs[source].append((position, index))
+        jobs[source, index is None].append((position, index))
 
-    def load(source: str) -> int:
-        wanted = jobs[source]
+    def load(job: tuple[str, bool]) -> int:
+        (source, is_image), wanted = job, jobs[job]
         try:
-            if wanted[0][1] is None:
+            if is_image:
                 pixels[[position for position, _ in wanted], 0] = read_image(source, image_size)
             else:
                 slices = volumes.read_slices(source, plane)
@@ -118,14 +133,16 @@ def load_images(
 def split_path(path: str) -> tuple[str, int | None]:
     """ "p01.nii.gz#7" -> ("p01.nii.gz", 7), and an image's path -> (path, None)."""
     match = re.fullmatch(r"(.+)#(\d+)", path, re.DOTALL)
-    return (match[1], int(match[2])) if match else (path, None)
+    if match and not os.path.lexists(path):  # there may be a file of that name
+        return match[1], int(match[2])
+    return path, None
 
 
 # ---- decoded once --------------------------------------------------------------------------------
 
 
 class Unreadable(Exception):
-    """Some files could not be decoded: nothing is kept. The argument is the errors."""
+    """Some files could not be decoded: nothing is kept. The arguments are images and errors."""
 
 
 def open_images(
@@ -145,11 +162,12 @@ def open_images(
     shape = (len(paths), 1, *image_size)
     try:
         target = Path(cache_dir, f"{cache_key(paths, image_size, plane)}.npy")
-    except OSError:  # of a file that load_images will name
+    except (OSError, ValueError):  # of a file that load_images will name
         return *load_images(paths, image_size, workers, plane), ""
     try:
         if (kept := open_kept(target, shape)) is None:
             target.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(target.parent)
             with runs.whole_file(target) as temporary:
                 mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 if hasattr(os, "posix_fallocate"):  # a disk that fills up while mapped is a crash
@@ -157,16 +175,25 @@ def open_images(
                         os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
                 _, errors = load_images(paths, image_size, workers, plane, into=mapped)
                 if errors:
-                    raise Unreadable(errors)
+                    raise Unreadable(mapped, errors)
                 mapped.flush()
             runs.write_json(target.with_suffix(".json"), {"crc32": crc32(mapped)})
             kept = open_kept(target, shape)
     except Unreadable as unreadable:
-        return torch.zeros(shape, dtype=torch.uint8), unreadable.args[0], ""
+        mapped, errors = unreadable.args
+        return torch.from_numpy(mapped), errors, ""
     except OSError as error:
-        note = f"{cache_dir}: {error.strerror}: slices are decoded into memory"
+        note = f"{cache_dir}: {error.strerror or error}: slices are decoded into memory"
         return *load_images(paths, image_size, workers, plane), note
     return torch.from_numpy(kept), {}, ""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left unfinished, but nothing that one may be writing now."""
+    for path in folder.glob(".*.unfinished.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND:
+                path.unlink()
 
 
 def cache_key(paths: list[str], image_size: tuple[int, int], plane: str) -> str:
@@ -187,9 +214,13 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         checksum = json.loads(path.with_suffix(".json").read_text())["crc32"]
         kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
-    except (FileNotFoundError, ValueError, KeyError, EOFError):
+        whole = kept.shape == shape and kept.dtype == np.uint8 and crc32(kept) == checksum
+    except FileNotFoundError:
         return None
-    whole = kept.shape == shape and kept.dtype == np.uint8 and crc32(kept) == checksum
+    except OSError:
+        raise
+    except Exception:  # of a damaged header or checksum: ValueError, EOFError, TokenError, ...
+        return None
     return kept if whole else None
 
 

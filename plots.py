@@ -212,22 +212,29 @@ def short(name: str, length: int = 26) -> str:
 
 def draw_contact_sheet(rows: list[tuple[str, list[int], list]], path: Path) -> None:
     """A row of slices for each scan: (title, numbers of the slices, arrays (height, width))."""
-    columns = max(len(pictures) for _, _, pictures in rows)
+    columns = max(8, *(len(pictures) for _, _, pictures in rows))  # titles need the width
     height, width = rows[0][2][0].shape
-    cell = 1.4  # inches
-    figure = Figure(
-        figsize=(cell * columns, len(rows) * (cell * height / width + 0.45)), layout="constrained"
-    )
-    # A figure of its own for each row: it has a title over its whole width.
-    for row, (title, numbers, pictures) in zip(
-        figure.subfigures(len(rows), squeeze=False)[:, 0], rows, strict=True
-    ):
-        row.suptitle(
-            title if len(title) < 90 else f"{title[:87]}...", fontsize=9, x=0.01, ha="left"
-        )
-        for axes in (all_axes := row.subplots(1, columns, squeeze=False)[0]):
+    cell, gap, head = 1.4, 0.05, 0.3  # inches: width of a picture, between pictures, title
+    tall = cell * height / width
+    total = columns * (cell + gap) + gap, len(rows) * (head + tall) + gap
+    figure = Figure(figsize=total)
+    box = {"facecolor": "k", "edgecolor": "none", "pad": 1.5}  # readable on bright tissue, too
+    style = {"color": "w", "fontsize": 7, "va": "top", "bbox": box}
+
+    def place(left: float, top: float) -> tuple[float, float, float, float]:
+        """A picture's box in shares of the figure, from inches right of and below its corner."""
+        return left / total[0], 1 - (top + tall) / total[1], cell / total[0], tall / total[1]
+
+    for i, (title, numbers, pictures) in enumerate(rows):
+        top = i * (head + tall) + head
+        # What matplotlib takes for a formula or can't draw is shown as it is written.
+        title = title.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+        title = title if len(title) < 15 * columns else f"{title[: 15 * columns]}..."
+        x, y = gap / total[0], 1 - (top - 0.07) / total[1]
+        figure.text(x, y, title, fontsize=9, va="bottom", parse_math=False)
+        for column, (number, picture) in enumerate(zip(numbers, pictures, strict=True)):
+            axes = figure.add_axes(place(gap + column * (cell + gap), top))
             axes.axis("off")
-        for axes, number, picture in zip(all_axes, numbers, pictures, strict=False):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            axes.text(0.02, 0.98, number, color="w", fontsize=7, va="top", transform=axes.transAxes)
+            axes.text(0.02, 0.97, number, transform=axes.transAxes, **style)
     figure.savefig(path, dpi=120)

@@ -36,7 +36,7 @@ import decode
 import plots
 import runs
 import volumes
-from arguments import Parser, positive_int
+from arguments import Parser, positive_int, print_any_name
 from dataset import SIDES
 from perceiver import Perceiver, choose_device
 
@@ -145,10 +145,9 @@ def list_folder(root: str, plane: str, pattern: re.Pattern | None) -> Iterator[I
         for source, problem in unusable:
             found = True
             yield Item(source, source, error=problem)
-    for problem in unreadable:
+    for error in unreadable:
         found = True
-        source, _, error = problem.rpartition(": ")
-        yield Item(source, source, error=error)
+        yield Item(error.filename, error.filename, error=error.strerror)
     if not found:
         yield Item(root, root, error="no images and no volumes in this folder")
 
@@ -380,8 +379,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names that are no text
+    print_any_name()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(args)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     If anything fails on the way (a full disk, a kill), `path` is what it was before.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    # Not by process id alone: in containers that share a folder they are all the same.
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.stem}.{own}.unfinished{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -86,7 +86,8 @@ def split_by_patient(
     if len(sizes) < len(SUBSETS):
         raise DataError(
             f"{len(sizes)} patients ({', '.join(sorted(sizes))}) can't fill train, val and test; "
-            "at least three are needed (--name-pattern says where names tell the patient)"
+            "at least three are needed (--name-pattern says where names tell the patient"
+            f"{'; patients that share images count as one' if together else ''})"
         )
     fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
     target = fractions[:, None] * np.sum(list(sizes.values()), axis=0)  # (subsets, sides)
@@ -96,7 +97,10 @@ def split_by_patient(
     best, best_error = {}, np.inf
     for attempt in range(20):
         order = sorted(
-            sizes, key=lambda name: hashlib.sha256(f"{seed} {attempt} {name}".encode()).digest()
+            sizes,
+            key=lambda name: hashlib.sha256(
+                f"{seed} {attempt} {name}".encode(errors="surrogateescape")
+            ).digest(),
         )
         weights = np.array([sizes[name] for name in order], dtype=float)  # (patients, sides)
         chosen, error = balance(weights, target)

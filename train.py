@@ -49,7 +49,7 @@ import phantom
 import plots
 import runs
 import splits
-from arguments import DEMO_PATIENTS, parse_args
+from arguments import DEMO_PATIENTS, parse_args, print_any_name
 from augment import Augmentation
 from dataset import SIDES, DataError
 from perceiver import Perceiver, autocast, choose_device, read_checkpoint
@@ -488,8 +488,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names that are no text
+    print_any_name()
     code = 0
     with StopSignals() as signals, ExitStack() as cleanup:
         try:

@@ -1,5 +1,6 @@
 """dataset.py on real small files: names, folders, litter."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,211 @@ def test_empty_missing_and_one_sided_folders_are_named(tmp_path):
 def test_visits_in_folders_belong_to_one_patient(name, patient, scan):
     parsed = dataset.parse_name(Path(name))
     assert (parsed.side, parsed.patient, parsed.scan, parsed.index) == ("left", patient, scan, 7)
+
+
+# ---- --name-pattern ------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3)).save(path, "PNG")
+
+
+def found(folder: Path, pattern: str | None = None) -> set[tuple]:
+    slices, _ = dataset.find_slices(folder, pattern)
+    return {(Path(s.path).name, s.side, s.patient, s.scan, s.index) for s in slices}
+
+
+def test_pattern_tells_patient_scan_side_and_slice(tmp_path):
+    write_images(tmp_path, "a/s12_L_v1_z003.png", "b/s12_r_v2_z010.png", "b/readme_picture.png")
+    pattern = r"s(?P<patient>\d+)_(?P<side>[LlRr])_v(?P<scan>\d)_z(?P<slice>\d+)"
+    assert found(tmp_path, pattern) == {
+        ("s12_L_v1_z003.png", "left", "12", "1", 3),
+        ("s12_r_v2_z010.png", "right", "12", "2", 10),
+    }
+    assert "readme_picture.png" in dataset.find_slices(tmp_path, pattern)[1][0]
+
+
+@pytest.mark.parametrize("word", ["left", "LEFT", "l", "L", "L_E_F_T", "Left"])
+def test_pattern_takes_every_word_for_a_side(tmp_path, word):
+    write_images(tmp_path, f"p1-{word}-1.png", "p2-R_I_G_H_T-1.png", "p2-r-2.png")
+    sides = {row[1] for row in found(tmp_path, r"(?P<patient>p\d)-(?P<side>\w+)-") if "p1" in row}
+    sides |= {row[1] for row in found(tmp_path, r"(?P<patient>p\d)-(?P<side>\w+)-")}
+    assert sides == {"left", "right"}
+
+
+def test_groups_that_a_pattern_lacks_come_from_folders_and_names(tmp_path):
+    write_images(tmp_path, "v1/left/p1_7.png", "v2/left/p1_7.png", "v1/right/p2_08.png")
+    assert found(tmp_path, r"(?P<patient>p\d+)_") == {
+        ("p1_7.png", "left", "p1", "v1/left/p1 left", 7),
+        ("p1_7.png", "left", "p1", "v2/left/p1 left", 7),  # another visit is another scan
+        ("p2_08.png", "right", "p2", "v1/right/p2 right", 8),
+    }
+    only_scans, notes = dataset.find_slices(tmp_path, r"(?P<scan>.*/p\d+)_")
+    assert {s.patient for s in only_scans} == {s.scan for s in only_scans}
+    assert any("3 scans tell no patient: each is taken as a patient of its own" in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("p1", r"none of the groups \(\?P<patient>"),
+        ("(?P<side>l", "not a regular expression: missing"),
+        (r"(?P<patient>nobody\d)", r"finds no side in their names; first: .*p1_left_1\.png"),
+        (r"(?P<side>p\d)", r"p1_left_1\.png: --name-pattern finds the side 'p1', not l or r"),
+        (r"(?P<scan>p)\d_(?P<side>left|right)", "scan p is of two sides: left, right"),
+        (r"(?P<patient>p\d)_(?P<side>(?P<scan>l)eft|right)", "scan l is of two patients: p1, p3"),
+    ],
+)
+def test_pattern_that_does_not_fit_is_refused_and_says_why(tmp_path, pattern, message):
+    write_images(tmp_path, "p1_left_1.png", "p2_right_1.png", "p3_left_1.png")
+    with pytest.raises(DataError, match=message):
+        dataset.find_slices(tmp_path, pattern)
+
+
+def test_names_of_other_scripts_and_digits_are_read(tmp_path):
+    """Digits that int() does not know, digits of another script, and a line break in a name."""
+    names = ["колено_2²3.png", "膝_٣.png", "a²_².png", "two\nlines_5.png", "x#7_1.png"]
+    write_images(tmp_path, *(f"{side}/{name}" for side in ("left", "right") for name in names))
+    rows = found(tmp_path)
+    assert ("膝_٣.png", "left", "膝", "left/膝", 3) in rows
+    assert ("two\nlines_5.png", "right", "two\nlines", "right/two\nlines", 5) in rows
+    assert len(rows) == 10
+    assert len(found(tmp_path, r"(?P<patient>\w)(?P<slice>.)\.png")) == 10
+
+
+# ---- manifest ------------------------------------------------------------------------------------
+
+
+def write_manifest(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "knees.csv"
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+def test_manifest_tells_all_and_its_paths_are_relative_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    write_images(tmp_path, "a/1.png", "a/2.png", "b,c/x.png")
+    text = 'path,side,patient,scan\na/1.png,L,p1 ,s1\na/2.png,left, p1,s1\n"b,c/x.png",Right,p2,\n'
+    rows = found(write_manifest(tmp_path, text, "utf-8-sig"))  # Excel begins with a BOM
+    assert rows == {
+        ("1.png", "left", "p1", "s1", 1),
+        ("2.png", "left", "p1", "s1", 2),
+        ("x.png", "right", "p2", "p2 right", 0),
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("path,patient\na.png,1\n", "expected columns path,side,patient,scan, got"),
+        ("path;side\na.png;l\n", "expected columns path,side,patient,scan, got"),
+        ("", "expected columns"),
+        ("path,side\na.png,left\nb.png,middle\n", "line 3: side must be left or right, got 'mid"),
+        ("path,side\na.png\n", "line 2: side must be left or right, got None"),
+        ("path,side\na.png,l\n./a.png,l\n", "line 3: ./a.png is in it twice"),
+        ("path,side\n,l\n", "line 2: names no path"),
+        ("path,side\nknee.nii.gz,l\n", "line 2: .*knee.nii.gz"),
+        ("path,side\na.txt,l\n", "line 2: .*a.txt: no image and no volume"),
+        ("path,side,patient,scan\na.png,l,p,s\nb.png,r,p,s\n", "scan s is of two sides"),
+        (
+            "path,side,patient,scan\na.png,l,p,s\nb.png,l,q,s\nc.png,r,q,t\n",
+            "of two patients: p, q",
+        ),
+        ("path,side,patient\na.png,l,p\n", "1 slices, but none of the right side"),
+    ],
+)
+def test_manifest_that_cannot_be_used_is_refused_by_line(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        dataset.find_slices(write_manifest(tmp_path, text))
+
+
+def test_manifest_and_pattern_together_are_refused(tmp_path):
+    with pytest.raises(DataError, match="leave out --name-pattern"):
+        dataset.find_slices(write_manifest(tmp_path, "path,side\n"), "(?P<side>l)")
+
+
+def test_volumes_in_a_manifest_keep_its_side_and_disagreement_is_noted(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    for name in ("one_RIGHT.nii.gz", "two.nrrd"):
+        sitk.WriteImage(sitk.Image([4, 5, 6], sitk.sitkUInt8), str(tmp_path / name))
+    text = "path,side,patient\none_RIGHT.nii.gz,left,p1\ntwo.nrrd,right,p2\n"
+    slices, notes = dataset.find_slices(write_manifest(tmp_path, text))
+    assert {(s.scan, s.side, s.patient) for s in slices} == {
+        ("one_RIGHT.nii.gz", "left", "p1"),
+        ("two.nrrd", "right", "p2"),
+    }
+    assert slices[1].path == f"{tmp_path}/one_RIGHT.nii.gz#1" and len(slices) == 12
+    assert "the manifest says left; right name" in notes[0]
+
+
+def test_pattern_makes_each_volume_a_scan_of_its_patient(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    for name in ("p1-v1-L.nii.gz", "p1-v2-L.nii.gz", "p2-v1-R.nii.gz"):
+        sitk.WriteImage(sitk.Image([4, 5, 6], sitk.sitkUInt8), str(tmp_path / name))
+    slices, _ = dataset.find_slices(tmp_path, r"(?P<patient>p\d)-v\d-(?P<side>[LR])")
+    scans = dataset.group_scans(slices)
+    assert {name: (s[0].patient, len(s)) for name, s in scans.items()} == {
+        "p1-v1-L.nii.gz": ("p1", 6),
+        "p1-v2-L.nii.gz": ("p1", 6),
+        "p2-v1-R.nii.gz": ("p2", 6),
+    }
+
+
+# ---- names that tell little ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["{}.png", "img_{}.png"])
+def test_nameless_slices_are_cut_into_forties_in_natural_order(tmp_path, name):
+    numbers = range(1, 81)  # not zero-padded: sorted as text, 10 would come before 2
+    names = [f"{side}/{name.format(i)}" for side in ("left", "right") for i in numbers]
+    write_images(tmp_path, *names)
+    slices, notes = dataset.find_slices(tmp_path)
+    scans = dataset.group_scans(slices)
+    assert list(scans) == ["left 0001", "left 0002", "right 0001", "right 0002"]
+    assert {s.index for s in scans["left 0001"]} == set(range(1, 41))
+    assert {s.patient for s in slices} == set(scans)
+    assert any("tell no scan: 40 in sorted order are taken as one" in note for note in notes)
+    assert any("if one has several, the accuracy will be too good" in note for note in notes)
+    (tmp_path / names[5]).unlink()
+    with pytest.raises(DataError, match=r"79 left slices tell neither .*--name-pattern or a mani"):
+        dataset.find_slices(tmp_path)
+
+
+def test_patient_that_is_really_named_is_not_taken_apart(tmp_path):
+    write_scan(tmp_path, 1, "LEFT", 80)
+    write_scan(tmp_path, 1, "RIGHT", 80)
+    assert {s.patient for s in dataset.find_slices(tmp_path)[0]} == {"OAI0000001"}
+    text = "path,side,patient\n" + "".join(f"{i}.png,{'lr'[i % 2]},p1\n" for i in range(160))
+    slices, _ = dataset.find_slices(write_manifest(tmp_path, text))
+    assert {s.patient for s in slices} == {"p1"}
+
+
+# ---- links and folders ---------------------------------------------------------------------------
+
+
+def test_links_are_followed_once_and_dangling_ones_are_named(tmp_path):
+    outside, inside = tmp_path / "disk", tmp_path / "knees"
+    write_scan(outside, 1, "LEFT", slices=2)
+    write_scan(inside, 2, "RIGHT", slices=2)
+    (inside / "more").symlink_to(outside)
+    (inside / "again").symlink_to(inside)
+    (inside / "patient 7").symlink_to(tmp_path / "not mounted")
+    (inside / "round").symlink_to(inside / "about")
+    (inside / "about").symlink_to(inside / "round")
+    slices, notes = dataset.find_slices(inside)
+    assert len(slices) == 4
+    (note,) = [note for note in notes if "lead nowhere" in note]
+    assert note.startswith("3 links") and str(inside / "patient 7") in note
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folder_without_permission_is_refused_by_name(tmp_path):
+    write_scan(tmp_path / "a", 1, "LEFT", slices=1)
+    write_scan(tmp_path / "b", 2, "RIGHT", slices=1)
+    (tmp_path / "a").chmod(0)
+    with pytest.raises(DataError, match=rf"{tmp_path}/a: Permission denied"):
+        dataset.find_slices(tmp_path)
+    (tmp_path / "a").chmod(0o700)

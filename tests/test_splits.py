@@ -205,3 +205,25 @@ def test_split_file_row_without_a_scan_is_named_by_its_line(tmp_path):
     (tmp_path / "split.csv").write_text("subset,scan\ntrain,a\ntrain\n")
     with pytest.raises(DataError, match="line 3: names no scan"):
         splits.read_split(tmp_path / "split.csv", {"a": []})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_that_belong_together_stay_in_one_subset(seed):
+    scans = akoa_like(seed)
+    names = sorted({slices[0].patient for slices in scans.values()})
+    together = [set(names[3:6]), {names[10], names[50]}]
+    subset_of = splits.split_by_patient(scans, seed=seed, together=together)
+    where = {slices[0].patient: subset_of[scan] for scan, slices in scans.items()}
+    assert all(len({where[name] for name in group}) == 1 for group in together)
+    assert splits.straddling_patients(scans, subset_of) == {}
+    assert len(where) == len(names) and subset_of.keys() == scans.keys()
+    alone = splits.split_by_patient(scans, seed=seed)
+    apart = {slices[0].patient: alone[scan] for scan, slices in scans.items()}
+    if seed == 0:  # otherwise this would test nothing
+        assert any(len({apart[name] for name in group}) > 1 for group in together)
+
+
+def test_too_few_patients_because_some_share_images_says_so():
+    scans = made_up_scans({name: (1, 1) for name in "ABCD"})
+    with pytest.raises(DataError, match=r"2 patients \(A, D\).*that share images count as one"):
+        splits.split_by_patient(scans, together=[{"A", "B", "C"}])
