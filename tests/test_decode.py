@@ -455,11 +455,11 @@ def test_programs_name_every_odd_file_and_go_on_or_stop(odd_files, tmp_path, cap
     def shown(path: str) -> str:
         return path.encode("utf-8", "backslashreplace").decode()
 
-    arguments = [str(tmp_path / "model.pt"), str(root), "-o", str(tmp_path / "rows.csv")]
+    arguments = [str(tmp_path / "model.pt"), str(root), "-o", str(tmp_path / "out")]
     assert predict.main([*arguments, "--device", "cpu"]) == 1
     error = capsys.readouterr().err
     assert all(f"predict.py: {shown(path)}: " in error for path in damaged)
-    with open(tmp_path / "rows.csv", newline="", errors="surrogateescape") as file:
+    with open(tmp_path / "out/predictions.csv", newline="", errors="surrogateescape") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
     assert rows.keys() == told.keys()
     assert all(rows[path]["error"] for path in damaged)
