@@ -349,11 +349,10 @@ def run(args: argparse.Namespace) -> int:
     if "image_size" not in model.preprocessing:
         raise ValueError(f"{args.checkpoint}: does not say the image_size that it was trained on")
     if args.export:
-        from export import export_onnx
+        from export import export_onnx  # its packages are optional
 
-        export_onnx(model.cpu(), args.export)
+        export_onnx(model, args.export)
         print(f"exported to {args.export}", file=sys.stderr)
-        model.to(choose_device(args.device))
     if not args.paths:
         return 0
     items = list(list_items(args.paths, plane_of(model), pattern))

@@ -10,6 +10,7 @@ testing test_metrics.json, test_predictions.csv and confusion_matrix.png.
 import csv
 import io
 import json
+import math
 import os
 import platform
 import secrets
@@ -18,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +27,7 @@ import einops
 import numpy as np
 import PIL
 import torch
+from PIL import Image
 
 from perceiver import Perceiver
 
@@ -152,6 +155,63 @@ def record_start(folder: Path, arguments: dict, device: torch.device, data: dict
     write_json(folder / "args.json", made)
 
 
+# ---- what a run goes on from ---------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what last.pt holds besides weights and optimizer."""
+
+    epoch: int = 1  # the one in training
+    step: int = 0  # its steps that are done
+    loss_sum: float = 0.0  # over the slices of those steps
+    correct: float = 0.0
+    seconds: float = 0.0
+    best: float = math.inf  # lowest validation loss
+    rows: list[dict] = field(default_factory=list)  # of metrics.csv
+
+
+def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
+    """What a run goes on from, checked: fused Adam writes past the end of state that is too short.
+
+    Raises:
+        ValueError: optimizer or progress are missing, of another model, or not finite.
+    """
+    try:
+        progress = Progress(**checkpoint["progress"])
+        counts, sums = [progress.epoch, progress.step], [progress.loss_sum, progress.correct]
+        whole = all(type(n) is int and n >= 0 for n in counts) and isinstance(progress.rows, list)
+        whole &= all(math.isfinite(x) for x in [*sums, progress.seconds])
+        whole &= isinstance(progress.best, float)
+        states, started = checkpoint["optimizer"]["state"], progress.step or progress.epoch > 1
+        for i, parameter in enumerate(model.parameters() if started else ()):
+            for name, shape in [
+                ("exp_avg", parameter.shape),
+                ("exp_avg_sq", parameter.shape),
+                ("step", ()),
+            ]:
+                tensor = states[i][name]
+                whole &= tensor.shape == shape and tensor.is_floating_point()
+                whole &= bool(tensor.isfinite().all())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: nothing that a run can go on from: {error!r}") from error
+    if not whole:
+        raise ValueError(f"{path}: optimizer or progress do not fit the model or are not finite")
+    return progress
+
+
+def check_same_data(before: dict, now: dict) -> str:
+    """Raise ValueError if a resumed run would see other slices. Returns a line to print."""
+    if now["slices"] != before["slices"]:
+        raise ValueError(
+            f"{now['slices']} slices; the run was started with {before['slices']}, and can't go on "
+            "with others"
+        )
+    if now["crc32"] != before["crc32"]:
+        return "warning: the images are not exactly those that the run was started with"
+    return "the images are those that the run was started with"
+
+
 def launch_id() -> str | None:
     """The same for all restarts of one torchrun, and for nothing else."""
     if (run_id := os.environ.get("TORCHELASTIC_RUN_ID", "none")) != "none":
@@ -183,3 +243,28 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+class TensorBoard:
+    """Scalars of each epoch and the pictures of the test, in <run>/tensorboard."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError("--tensorboard: pip install tensorboard, or leave it out") from error
+        self.open = lambda: SummaryWriter(folder / "tensorboard")
+
+    def add_epoch(self, row: dict) -> None:
+        with self.open() as writer:
+            for name, value in row.items():
+                if name != "epoch":
+                    subset, _, quantity = name.partition("_")
+                    tag = f"{quantity}/{subset}" if quantity else name
+                    writer.add_scalar(tag, value, row["epoch"])
+
+    def add_pictures(self, folder: Path, epoch: int) -> None:
+        with self.open() as writer:
+            for path in sorted(folder.glob("*.png")):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                writer.add_image(path.stem, pixels, epoch, dataformats="HWC")

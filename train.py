@@ -30,14 +30,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -63,6 +61,7 @@ from processes import (
     reduce,
     say,
 )
+from runs import Progress
 from splits import SUBSETS, Subset
 from testing import calibrate, labels_of, predict_subset, test
 
@@ -113,19 +112,6 @@ def read_subsets(args: argparse.Namespace) -> dict[str, Subset]:
 
 
 # ---- training ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Progress:
-    """How far a run has come: what last.pt holds besides weights and optimizer."""
-
-    epoch: int = 1  # the one in training
-    step: int = 0  # its steps that are done
-    loss_sum: float = 0.0  # over the slices of those steps
-    correct: float = 0.0
-    seconds: float = 0.0
-    best: float = math.inf  # lowest validation loss
-    rows: list[dict] = field(default_factory=list)  # of metrics.csv
 
 
 class NonFiniteError(ArithmeticError):
@@ -252,71 +238,6 @@ def resume_command(folder: Path) -> str:
     return f"{launcher} train.py --resume {shlex.quote(str(folder))}"
 
 
-def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
-    """What a run goes on from, checked: fused Adam writes past the end of state that is too short.
-
-    Raises:
-        DataError: optimizer or progress are missing, of another model, or not finite.
-    """
-    try:
-        progress = Progress(**checkpoint["progress"])
-        counts, sums = [progress.epoch, progress.step], [progress.loss_sum, progress.correct]
-        whole = all(type(n) is int and n >= 0 for n in counts) and isinstance(progress.rows, list)
-        whole &= all(math.isfinite(x) for x in [*sums, progress.seconds])
-        whole &= isinstance(progress.best, float)
-        states, started = checkpoint["optimizer"]["state"], progress.step or progress.epoch > 1
-        for i, parameter in enumerate(model.parameters() if started else ()):
-            for name, shape in [
-                ("exp_avg", parameter.shape),
-                ("exp_avg_sq", parameter.shape),
-                ("step", ()),
-            ]:
-                tensor = states[i][name]
-                whole &= tensor.shape == shape and tensor.is_floating_point()
-                whole &= bool(tensor.isfinite().all())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: nothing that a run can go on from: {error!r}") from error
-    if not whole:
-        raise DataError(f"{path}: optimizer or progress do not fit the model or are not finite")
-    return progress
-
-
-def check_same_data(before: dict, now: dict) -> None:
-    """Raise DataError if a resumed run would see other slices; warn of other pixels."""
-    if now["slices"] != before["slices"]:
-        raise DataError(
-            f"{now['slices']} slices; the run was started with {before['slices']}, and can't go on "
-            "with others"
-        )
-    if now["crc32"] != before["crc32"]:
-        say("warning: the images are not exactly those that the run was started with")
-
-
-class TensorBoard:
-    """Scalars of each epoch and the pictures of the test, in <run>/tensorboard."""
-
-    def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise DataError("--tensorboard: pip install tensorboard, or leave it out") from error
-        self.open = lambda: SummaryWriter(folder / "tensorboard")
-
-    def add_epoch(self, row: dict) -> None:
-        with self.open() as writer:
-            for name, value in row.items():
-                if name != "epoch":
-                    subset, _, quantity = name.partition("_")
-                    tag = f"{quantity}/{subset}" if quantity else name
-                    writer.add_scalar(tag, value, row["epoch"])
-
-    def add_pictures(self, folder: Path, epoch: int) -> None:
-        with self.open() as writer:
-            for path in sorted(folder.glob("*.png")):
-                pixels = np.asarray(Image.open(path).convert("RGB"))
-                writer.add_image(path.stem, pixels, epoch, dataformats="HWC")
-
-
 def report(folder: Path, rows: list[dict]) -> None:
     if rank() == 0 and rows:
         runs.write_csv(folder / "metrics.csv", rows)
@@ -330,7 +251,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = prepare_folder(args)
     # Before anything slow: are these arguments a model, and is that a checkpoint?
-    board = TensorBoard(folder) if args.tensorboard and rank() == 0 else None
+    board = runs.TensorBoard(folder) if args.tensorboard and rank() == 0 else None
     torch.manual_seed(args.seed % 2**63)
     names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
     model = Perceiver(**{name: getattr(args, name) for name in names}, num_classes=len(SIDES))
@@ -338,7 +259,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     if args.resume:
         model = Perceiver.from_checkpoint(folder / "last.pt")
         checkpoint = read_checkpoint(folder / "last.pt")
-        progress = check_progress(folder / "last.pt", checkpoint, model)
+        progress = runs.check_progress(folder / "last.pt", checkpoint, model)
     if args.epochs < progress.epoch - 1:
         raise DataError(f"--epochs {args.epochs}: the run has done {progress.epoch - 1} already")
 
@@ -354,8 +275,8 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     images, labels = subsets["train"].images, subsets["train"].labels
     data = {"slices": len(images), "crc32": decode.crc32(images.numpy())}
     if args.resume:
-        check_same_data(runs.read_record(folder).get("data", data), data)
-    if not args.resume:
+        say(runs.check_same_data(runs.read_record(folder).get("data", data), data))
+    else:
         mean, std = decode.pixel_statistics(images, subsets["train"].members)
         model.preprocessing = {
             "classes": list(SIDES),
