@@ -151,12 +151,12 @@ class CrossAttention(nn.Module):
         width = tokens.shape[2]
         dropout = self.dropout if self.training else 0.0
         if len(self.token_scale) <= self.dim_head and not dropout and not tokens.requires_grad:
-            query = self.query(x, width).expand(len(tokens), -1, -1)
+            query = self.query(x, width).expand(tokens.shape[0], -1, -1)
             read = rearrange(read_tokens(query, tokens), "b (h n) w -> b h n w", h=self.heads)
             v_weight = rearrange(self.fold(self.to_v, width), "(h d) w -> h d w", h=self.heads)
             read = torch.einsum("b h n w, h d w -> b n h d", read, v_weight).flatten(2)
         else:
-            q = self.to_q(self.norm(x)).expand(len(tokens), -1, -1)
+            q = self.to_q(self.norm(x)).expand(tokens.shape[0], -1, -1)
             k, v = (F.linear(tokens, self.fold(to, width)) for to in (self.to_k, self.to_v))
             read = attend(q, k, v, self.heads, dropout)
         return x + self.to_out(read)
@@ -199,7 +199,8 @@ def read_tokens(query: Tensor, tokens: Tensor) -> Tensor:
     Each token begins with a 1, which `ReadTokens` relies on.
     query (batch, rows, width) and tokens (batch, tokens, width) -> (batch, rows, width).
     """
-    if tokens.device.type == "cpu":
+    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if tokens.device.type == "cpu" and not exporting:
         return ReadTokens.apply(query, tokens)
     return F.scaled_dot_product_attention(
         query[:, None], tokens[:, None], tokens[:, None], scale=1.0
@@ -452,7 +453,7 @@ class Perceiver(nn.Module):
                 self.config["num_freq_bands"],
                 images.device,
             )
-            parts.append(positions.to(pixels).expand(len(pixels), -1, -1))
+            parts.append(positions.to(pixels).expand(pixels.shape[0], -1, -1))
         dim = sum(part.shape[2] for part in parts)
         padding = -(1 + dim) % 16
         one, zeros = pixels.new_ones(1, 1, 1), pixels.new_zeros(1, 1, padding)
