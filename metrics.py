@@ -47,10 +47,7 @@ def score(
     """
     p, labels = np.asarray(p_right, dtype=float), np.asarray(labels, dtype=int)
     predicted = (p > 0.5).astype(int)
-    names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAP_SAMPLES, len(names)))
-    draws = np.zeros((BOOTSTRAP_SAMPLES, len(names)))  # how often each patient was drawn
-    np.add.at(draws, (np.arange(BOOTSTRAP_SAMPLES)[:, None], drawn), 1)
+    patient, draws = draw_patients(patients)
     p_true = np.where(labels == 1, p, 1 - p)
     measures = {
         "accuracy": mean_over(patient, predicted == labels),
@@ -66,9 +63,9 @@ def score(
     scored = {}
     for name, measure in measures.items():
         with np.errstate(invalid="ignore", divide="ignore"):
-            value, values = measure(np.ones((1, len(names))))[0], measure(draws)
+            value, values = measure(np.ones((1, draws.shape[1])))[0], measure(draws)
         interval = None
-        if len(names) > 1 and not np.isnan(value):
+        if draws.shape[1] > 1 and not np.isnan(value):
             interval = [float(bound) for bound in np.nanpercentile(values, [2.5, 97.5])]
         value = None if np.isnan(value) else float(value)
         scored[name] = {"value": value, "interval_95": interval}
@@ -83,6 +80,18 @@ def score(
         "confusion_matrix": confusion.tolist(),
         **scored,
     }
+
+
+def draw_patients(patients: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The patient of each of n predictions as a number, and bootstrap samples of patients.
+
+    Returns (n,) and (samples, patients): how often each patient was drawn.
+    """
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAP_SAMPLES, len(names)))
+    draws = np.zeros(drawn.shape)
+    np.add.at(draws, (np.arange(BOOTSTRAP_SAMPLES)[:, None], drawn), 1)
+    return patient, draws
 
 
 # Each measure is a function of how often each patient counts: (draws, patients) -> (draws,).
@@ -131,14 +140,17 @@ def roc_auc(patient: np.ndarray, p_right: np.ndarray, labels: np.ndarray) -> Mea
 # ---- chosen on validation ------------------------------------------------------------------------
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, patients: list[str]) -> float:
     """The temperature T of softmax(logits / T) with the lowest negative log-likelihood.
+
+    Or 1, where it is not certain that another T is better for other patients: where the 95 %
+    interval over patients of what T gains includes 0.
 
     Temperature scaling (Guo et al. 2017, arXiv:1706.04599, section 4.2), with Platt's targets
     (n + 1) / (n + 2) in place of 1 (Platt 1999, section 2.2): where all of n slices of a class are
     right, T does not fall without end.
 
-    logits (n, 2) and labels (n,).
+    logits (n, 2), labels (n,) and patients (n,).
     """
     logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
     margin = logits[:, 1] - logits[:, 0]
@@ -152,7 +164,10 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
             low = middle
         else:
             high = middle
-    return 1 / middle
+    sign = 2 * labels - 1
+    gain = np.logaddexp(0, -sign * margin) - np.logaddexp(0, -sign * margin * middle)
+    patient, draws = draw_patients(patients)
+    return 1 / middle if np.percentile(mean_over(patient, gain)(draws), 2.5) > 0 else 1.0
 
 
 def fit_threshold(p_right: ArrayLike, labels: ArrayLike, error_rate: float = ERROR_RATE) -> float:

@@ -46,7 +46,7 @@ def calibrate(
     """
     model = Perceiver.from_checkpoint(checkpoint, device)
     logits, labels = predict_subset(model, val, args), labels_of(val)
-    temperature = fit_temperature(logits, labels)
+    temperature = fit_temperature(logits, labels, [s.patient for s in val.slices])
     p_right = (logits.double() / temperature).softmax(dim=1)[:, 1]
     model.calibration = {
         "temperature": temperature,

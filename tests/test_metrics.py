@@ -101,10 +101,22 @@ def test_temperature_is_where_the_likelihood_is_highest():
         logits = np.stack([np.zeros(4000), sharpness * margin], axis=1)
         grid = np.geomspace(0.05, 20, 2000)
         losses = [np.logaddexp(0, -(2 * labels - 1) * logits[:, 1] / t).mean() for t in grid]
-        fitted = metrics.fit_temperature(logits, labels)
+        fitted = metrics.fit_temperature(logits, labels, np.arange(4000) % 40)
         assert fitted == pytest.approx(grid[np.argmin(losses)], rel=0.03)  # but for Platt's targets
     apart = np.stack([np.zeros(100), np.where(np.arange(100) % 2, 3.0, -3.0)], axis=1)
-    assert 0.1 < metrics.fit_temperature(apart, np.arange(100) % 2) < 1  # sure, but not boundlessly
+    fitted = metrics.fit_temperature(apart, np.arange(100) % 2, np.arange(100) // 10)
+    assert 0.1 < fitted < 1  # sure, but not boundlessly
+
+
+def test_temperature_stays_1_where_patients_do_not_agree_on_another():
+    """Too sure in one patient, too unsure in the other nine: no T is better for certain."""
+    labels = np.tile([0, 1], 500)
+    right = np.ones(1000)
+    right[:100:3] = -1
+    logits = np.stack([np.zeros(1000), 4.0 * right * (2 * labels - 1)], axis=1)
+    patients = np.arange(1000) // 100
+    assert metrics.fit_temperature(logits, labels, np.arange(1000)) > 1  # were slices independent
+    assert metrics.fit_temperature(logits, labels, patients) == 1
 
 
 def test_threshold_keeps_the_error_rate_of_what_is_above_it():

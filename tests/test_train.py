@@ -226,3 +226,17 @@ def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
     assert done.stdout.count("val loss") == 12 and "next: python predict.py" in done.stdout
     assert done.stderr == ""
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_tensorboard_gets_scalars_and_pictures(knees, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *TINY, "--epochs", "2"]
+    assert train.main([*arguments, "--tensorboard"]) == 0
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("loss/val")]
+    expected = [float(row["val_loss"]) for row in read_csv(folder / "metrics.csv")]
+    assert losses == pytest.approx(expected)
+    assert {"errors", "roc", "curves"} <= set(events.Tags()["images"])
