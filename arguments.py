@@ -70,7 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="train.py",
         description="Train a Perceiver to tell left from right knees, and test it.",
-        epilog="A run folder that already holds a run is never overwritten.",
+        epilog="A run folder that already holds a run is never overwritten. --demo has defaults of "
+        f"its own: {' '.join(as_flag(name, value) for name, value in DEMO.items())}.",
     )
 
     data = parser.add_argument_group("data")

@@ -374,6 +374,7 @@ class Perceiver(nn.Module):
     ):
         # What a checkpoint needs to build this model again: every argument, by name.
         config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        config = {key: v.item() if hasattr(v, "item") else v for key, v in config.items()}  # NumPy
         check_config(config)
         super().__init__()
         self.config = config

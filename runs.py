@@ -4,7 +4,7 @@
         temporary.write_text(...)           # flushed to disk, then renamed to metrics.csv
 
 A run folder holds args.json, split.csv, metrics.csv, curves.png, last.pt and best.pt, and after
-testing test_metrics.json, test_predictions.csv and confusion_matrix.png.
+testing what testing.py writes.
 """
 
 import csv

@@ -7,9 +7,9 @@
     torchrun --nproc-per-node 4 train.py --data-dir AKOA_Analysis --output-dir runs/my-run
 
 In order: read and check all slices, put whole patients into train, val and test, train, keep the
-checkpoint with the lowest validation loss, test that one on patients it never saw. A run folder
-holds all of it: args.json, split.csv, metrics.csv, curves.png, last.pt, best.pt, test_metrics.json,
-test_predictions.csv and confusion_matrix.png.
+checkpoint with the lowest validation loss, calibrate it, test it on patients it never saw. A run
+folder holds all of it: args.json, split.csv, metrics.csv, curves.png, last.pt, best.pt and what
+testing.py writes.
 
 Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusable arguments or
 data, 130 / 143 stopped by SIGINT / SIGTERM after saving.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import layer_norm
@@ -559,3 +560,10 @@ def test_module_needs_torch_and_einops_only():
         sys.exit(" ".join(new) or 0)
     """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_numbers_of_numpy_are_sizes_and_can_be_saved(tmp_path):
+    model = Perceiver(np.int64(2), np.float32(4.0), 1, num_latents=np.int32(4), latent_dim=8)
+    torch.save({"config": model.config}, tmp_path / "model.pt")
+    config = torch.load(tmp_path / "model.pt", weights_only=True)["config"]
+    assert config["num_latents"] == 4 and type(config["num_latents"]) is int
