@@ -108,9 +108,11 @@ def describe_copies(slices: list[Slice], images: Tensor, pairs: list[tuple[int, 
         whose = f"of patient {slices[a].patient}"
         if slices[a].patient != slices[b].patient:
             whose = f"of patients {slices[a].patient} and {slices[b].patient}"
+        sides = slices[a].side, slices[b].side
+        wrong = "" if len(set(sides)) == 1 else f", once {sides[0]} and once {sides[1]}"
         lines.append(
-            f"{len(found)} images ({exact} exactly) are in two scans {whose}: {one} and {other} "
-            f"(first: {slices[a].path} = {slices[b].path})"
+            f"{len(found)} images ({exact} exactly) are in two scans {whose}: {one} and {other}"
+            f"{wrong} (first: {slices[a].path} = {slices[b].path})"
         )
     if len(lines) > 10:
         lines[10:] = [f"and {len(lines) - 10} more pairs of scans have images in common"]
@@ -210,12 +212,6 @@ def run(args: argparse.Namespace) -> int:
     if not pairs:
         print("no image is in two scans")
 
-    subset_of = splits.choose(args, scans, patients_sharing_images(slices, pairs))
-    if args.split == "patient" or args.split_file:
-        check_copies(slices, pairs, subset_of)
-    print(f"the split that train.py makes of it (--seed {args.seed}):")
-    print(splits.describe_split(scans, subset_of))
-
     rng = np.random.default_rng(0)
     position = {path: i for i, path in enumerate(paths)}
     rows = []
@@ -230,6 +226,11 @@ def run(args: argparse.Namespace) -> int:
     with runs.whole_file(sheet) as temporary:
         plots.draw_contact_sheet(rows, temporary)
     print(f"contact sheet: {sheet}")
+    subset_of = splits.choose(args, scans, patients_sharing_images(slices, pairs))
+    if args.split == "patient" or args.split_file:
+        check_copies(slices, pairs, subset_of)
+    print(f"the split that train.py makes of it (--seed {args.seed}):")
+    print(splits.describe_split(scans, subset_of))
     return 1 if errors else 0
 
 

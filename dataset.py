@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import volumes
 
@@ -75,9 +76,10 @@ def natural_order(name: str) -> list:
 def parse_name(path: Path) -> Slice | None:
     """What an image's path says, by its AKOA name or by a folder `left` or `right` that it lies in.
 
-    Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` (also with folders in between,
-    `left/p01/visit2/7.png`) and `p01/left/7.png` are slice 7 of a left knee of patient p01. Of
-    `left/7.png` neither patient nor scan are known. Returns None if nothing tells the side.
+    Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` and `p01/left/7.png`, also with
+    folders in between (`left/p01/visit2/7.png`, `p01/visit2/left/7.png`), are slice 7 of a left
+    knee of patient p01. Of `left/7.png` neither patient nor scan are known. Returns None if nothing
+    tells the side.
 
     Raises:
         DataError: name and folder tell different sides.
@@ -93,7 +95,7 @@ def parse_name(path: Path) -> Slice | None:
     position = max(i for i, part in enumerate(path.parts) if part.lower() == folder_side)
     name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem, re.DOTALL).groups()
     above, below = path.parts[:position], path.parts[position + 1 : -1]
-    told = [*below[:1], *filter(None, [name]), *above[-1:]]
+    told = [*below[:1], *filter(None, [name]), *above[:1]]
     scan = "/".join(filter(None, [*above, folder_side, *below, name])) if told else ""
     return Slice(str(path), folder_side, told[0] if told else "", scan, int(index or 0))
 
@@ -165,6 +167,15 @@ def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[
         yield folder, sorted(names)
 
 
+class Found(NamedTuple):
+    """What is in a folder, or in a manifest."""
+
+    slices: list[Slice]  # a side of "" is one that nothing tells
+    unreadable: list[tuple[str, str]]  # folders and volumes: (path, what is wrong)
+    contradictions: list[tuple[str, str]]  # two things tell two sides: (path, who says what)
+    notes: list[str]  # about what was left out
+
+
 def find_slices(
     data_dir: str | Path, name_pattern: str | None = None, plane: str = "stored"
 ) -> tuple[list[Slice], list[str]]:
@@ -175,24 +186,59 @@ def find_slices(
 
     Raises:
         DataError: no such folder, no slices of a side, a name that contradicts its folder, a folder
-            that can't be read, a scan of two sides or patients, or names that tell no scans.
+            or volume that can't be read, a scan of two sides or patients, or names that tell no
+            scans.
     """
     root = Path(data_dir)
-    if root.is_file():
-        if name_pattern:
-            raise DataError(f"{root}: a manifest tells all; leave out --name-pattern")
-        found, notes = read_manifest(root, plane)
-    elif root.is_dir():
-        pattern = compile_pattern(name_pattern) if name_pattern else None
-        found, notes = read_folder(root, pattern, plane)
-    else:
+    pattern = compile_pattern(name_pattern) if name_pattern else None
+    if root.is_file() and pattern:
+        raise DataError(f"{root}: a manifest tells all; leave out --name-pattern")
+    if not root.exists():
         raise DataError(f"{data_dir}: no such folder")
+    slices, unreadable, contradictions, notes = (
+        read_manifest(root, plane) if root.is_file() else read_folder(root, pattern, plane)
+    )
+    localizers = [path for path, problem in unreadable if volumes.is_localizer(problem)]
+    unreadable = [(path, problem) for path, problem in unreadable if path not in localizers]
+    if unreadable:
+        listed = [f"  {path}: {problem}" for path, problem in unreadable]
+        raise DataError("\n".join([f"{len(listed)} folders or volumes can't be read:", *listed]))
+    for path, problem in contradictions:
+        if is_image(os.path.basename(path)):
+            raise DataError(f"{path}: {problem}")
+        notes.append(f"{path}: {problem}: it is left out")
+    sideless = [s.path for s in slices if not s.side]
+    slices = [s for s in slices if s.side]
+    if not slices:
+        expected = (
+            "expected names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, "
+            "or folders left/ and right/; --name-pattern or a manifest can tell otherwise"
+        )
+        if pattern:
+            expected = f"--name-pattern {pattern.pattern} finds no side in their names"
+        what = "no images and no volumes"
+        if sideless:
+            what = f"{len(sideless)} slices but none with a side"
+            expected = f"{expected}; first: {sideless[0]}"
+        raise DataError(f"{root}: {what}; {expected}")
+    if sideless:
+        notes.append(f"{len(sideless)} slices have no side and are left out: {few(sideless)}")
+    if localizers:
+        notes.append(f"{len(localizers)} series are too short for a scan: {few(localizers)}")
     for side in SIDES:
-        if not any(s.side == side for s in found):
-            raise DataError(f"{data_dir}: {len(found)} slices, but none of the {side} side")
-    found, more = name_the_nameless(found, guessed=root.is_dir() and not name_pattern)
-    check_scans(found)
-    slices = sorted(found, key=lambda s: (s.scan, s.index, natural_order(s.path)))
+        if not any(s.side == side for s in slices):
+            raise DataError(f"{data_dir}: {len(slices)} slices, but none of the {side} side")
+    guessed = root.is_dir() and not pattern
+    slices, more = name_the_nameless(slices, guessed)
+    check_scans(slices)
+    slices.sort(key=lambda s: (s.scan, s.index, natural_order(s.path)))
+    others = [s for s in slices if not AKOA_NAME.fullmatch(Path(s.path).stem)]
+    if guessed and others and others[0].patient != others[0].scan:
+        first = others[0]
+        more.append(
+            f"patients are guessed from names and folders: {first.path} is of patient "
+            f"{first.patient}; if that is wrong, --name-pattern or a manifest can tell"
+        )
     sizes = Counter(s.scan for s in slices)
     odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != SLICES_PER_SCAN]
     if odd:
@@ -200,90 +246,92 @@ def find_slices(
     return slices, notes + more
 
 
-def read_folder(
-    root: Path, pattern: re.Pattern | None, plane: str
-) -> tuple[list[Slice], list[str]]:
-    """All slices and volumes below a folder, and notes about what was left out."""
+def read_folder(root: Path, pattern: re.Pattern | None, plane: str) -> Found:
+    """All slices and volumes below a folder."""
     found: dict[tuple[str, str], Slice] = {}
-    nameless, twice, unlabelled, lost, problems = [], [], [], [], []
+    twice, lost, contradictions, unreadable = [], [], [], []
+    problems: list[OSError] = []
     for folder, names in walk(root, problems):
         for name in filter(is_image, names):
             path = Path(folder, name)
             # The folder's own path says nothing of the side: /data/left/AKOA is not all left.
             below = path.relative_to(root)
-            parsed = parse_by_pattern(below, pattern) if pattern else parse_name(below)
-            if parsed is None:
-                nameless.append(str(path))
-                continue
-            key = (parsed.scan, path.stem) if parsed.scan else (folder, name)
-            if key in found and not pattern:
+            try:
+                parsed = parse_by_pattern(below, pattern) if pattern else parse_name(below)
+            except DataError as error:
+                contradictions.append((str(path), str(error).removeprefix(f"{below}: ")))
+                parsed = None
+            parsed = replace(parsed or sideless_slice(below), path=str(path))
+            key = (parsed.scan, path.stem) if parsed.scan and not pattern else (folder, name)
+            if key in found:
                 twice.append(str(path))
             else:
-                found[key if not pattern else (folder, name)] = replace(parsed, path=str(path))
+                found[key] = parsed
         others = [name for name in names if not is_image(name)]
         links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
         lost += [path for path in links if not os.path.exists(path)]
-        in_folder, unreadable = volumes.find_volumes(folder, others, plane, root)
-        unlabelled += [f"{path} ({problem})" for path, problem in unreadable]
+        in_folder, unusable = volumes.find_volumes(folder, others, plane, root)
+        unreadable += unusable
         for volume in in_folder:
-            parsed = parse_volume(volume, root, pattern)
-            if parsed is None:
-                unlabelled.append(f"{volume.source} ({volume.told_by})")
-                continue
-            for index in range(volume.num_slices):
-                path = f"{volume.source}#{index}"
-                found[path, ""] = replace(parsed, path=path, index=index)
-    if problems:
-        listed = [f"  {error.filename}: {error.strerror}" for error in problems]
-        raise DataError("\n".join([f"{len(problems)} folders can't be read:", *listed]))
-    if not found:
-        expected = (
-            "expected names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, "
-            "or folders left/ and right/; --name-pattern or a manifest can tell otherwise"
-        )
-        if pattern:
-            expected = f"--name-pattern {pattern.pattern} finds no side in their names"
-        what = "no images"
-        if others := nameless + unlabelled:
-            what = f"{len(others)} images or volumes but none with a side"
-            expected = f"{expected}; first: {others[0]}"
-        raise DataError(f"{root}: {what}; {expected}")
+            parsed, problem = parse_volume(volume, root, pattern)
+            if problem:
+                contradictions.append((volume.source, problem))
+            for s in cut(volume, parsed):
+                found[s.path, ""] = s
+    unreadable += [(error.filename, error.strerror) for error in problems]
     notes = []
     for paths, problem in [
-        (nameless, "images tell no side and are left out"),
         (twice, "images are copies of slices already found and are left out"),
-        (unlabelled, "volumes are left out"),
         (lost, "links lead nowhere and are left out"),
     ]:
         if paths:
             notes.append(f"{len(paths)} {problem}: {few(paths)}")
-    return list(found.values()), notes
+    return Found(list(found.values()), unreadable, contradictions, notes)
 
 
-def parse_volume(volume: volumes.Volume, root: Path, pattern: re.Pattern | None) -> Slice | None:
-    """A volume's side, patient and scan; None if nothing tells its side or two things disagree.
+def sideless_slice(path: Path) -> Slice:
+    """An image whose name tells no side: new/knee_07.png is slice 7 of the scan new/knee."""
+    name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem, re.DOTALL).groups()
+    return Slice(str(path), "", "", str(path.parent / (name or "slices")), int(index or 0))
+
+
+def cut(volume: volumes.Volume, parsed: Slice) -> list[Slice]:
+    """The slices of a volume: source#0, source#1, ..."""
+    return [
+        replace(parsed, path=f"{volume.source}#{index}", index=index)
+        for index in range(volume.num_slices)
+    ]
+
+
+def parse_volume(
+    volume: volumes.Volume, root: Path, pattern: re.Pattern | None
+) -> tuple[Slice, str]:
+    """A volume's side, patient and scan, and who contradicts whom ("" if nobody: then the side is
+    what they agree on, or "" where nothing tells it).
 
     The patient is that of its pattern, AKOA name, DICOM PatientID, or the first folder below root.
     """
     below = Path(os.path.relpath(volume.source, root))
     akoa = AKOA_NAME.fullmatch(f"{below.name}_0")
-    parsed = parse_by_pattern(below, pattern) if pattern else None
-    if pattern and (parsed is None or volume.side not in (None, parsed.side)):
-        return None
-    if parsed is None and volume.side is None:
-        return None
-    parsed = parsed or Slice("", volume.side, "", akoa["scan"] if akoa else below.as_posix(), 0)
-    patient = parsed.patient or (akoa["patient"].upper() if akoa else volume.patient or "")
-    folders = [part for part in below.parts[:-1] if part.lower() not in SIDES]
-    if not pattern and not patient and folders:
-        patient = folders[0]
-    scan = parsed.scan
-    if not scan or (pattern and "scan" not in pattern.groupindex):  # each volume is one
-        scan = below.as_posix()
-    return replace(parsed, patient=patient, scan=scan)
+    told = parse_by_pattern(below, pattern) if pattern else None
+    side, patient, scan = volume.side or "", volume.patient or "", below.as_posix()
+    problem = "" if side or volume.told_by == volumes.NOTHING else volume.told_by
+    if akoa:
+        patient, scan = akoa["patient"].upper(), akoa["scan"]
+    elif folders := [part for part in below.parts[:-1] if part.lower() not in SIDES]:
+        patient = patient or folders[0]
+    if pattern and not told:
+        side = problem = ""
+    elif told:
+        patient = told.patient
+        scan = told.scan if told.scan and "scan" in pattern.groupindex else below.as_posix()
+        if side and side != told.side:
+            problem = f"--name-pattern says {told.side}, its {volume.told_by} {side}"
+        side = told.side
+    return Slice("", "" if problem else side, patient, scan, 0), problem
 
 
-def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
+def read_manifest(path: Path, plane: str) -> Found:
     """Read a CSV with columns path and side, and where they are known patient and scan.
 
     Paths are those of images or volumes, relative to the manifest's folder.
@@ -300,7 +348,7 @@ def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
         raise DataError(f"{path}: not a readable manifest: {error}") from error
     if not {"path", "side"} <= set(columns):
         raise DataError(f"{path}: expected columns path,side,patient,scan, got {columns}")
-    found, notes = {}, []
+    found, unreadable, notes = {}, [], []
     for line, row in rows:
         side = side_of_word(row["side"] or "")
         file = os.path.normpath(path.parent / (row["path"] or ""))
@@ -318,14 +366,14 @@ def read_manifest(path: Path, plane: str) -> tuple[list[Slice], list[str]]:
         try:
             volume = volumes.describe(file, plane)
         except volumes.VolumeError as error:
-            raise DataError(f"{path}, line {line}: {error}") from error
+            unreadable.append((file, f"{error.args[-1]} ({path}, line {line})"))
+            continue
         if volume.side != side and volume.told_by != volumes.NOTHING:
-            notes.append(f"{file}: the manifest says {side}; {volume.side or ''} {volume.told_by}")
-        scan = scan or row["path"]
-        found[file] = [
-            Slice(f"{volume.source}#{i}", side, patient, scan, i) for i in range(volume.num_slices)
-        ]
-    return [s for slices in found.values() for s in slices], notes
+            others = f"its {volume.told_by} {volume.side}" if volume.side else volume.told_by
+            notes.append(f"{file}: the manifest says {side}, {others}")
+        found[file] = cut(volume, Slice("", side, patient, scan or row["path"], 0))
+    slices = [s for slices in found.values() for s in slices]
+    return Found(slices, unreadable, [], notes)
 
 
 def name_the_nameless(slices: list[Slice], guessed: bool) -> tuple[list[Slice], list[str]]:
@@ -377,7 +425,10 @@ def check_scans(slices: list[Slice]) -> None:
             told[s.scan].add(getattr(s, what))
         for scan, values in told.items():
             if len(values) > 1:
-                raise DataError(f"scan {scan} is of two {what}s: {', '.join(sorted(values))}")
+                raise DataError(
+                    f"scan {scan} is of two {what}s: {', '.join(sorted(values))}; let the scan's "
+                    "name hold more of the path"
+                )
 
 
 def few(names: list[str]) -> str:

@@ -107,6 +107,8 @@ def load_images(
                 slices = volumes.read_slices(source, plane)
                 for position, index in wanted:
                     pixels[position, 0] = resize(Image.fromarray(slices[index]), image_size)
+        except FileNotFoundError:
+            problem = "no such file"
         except UnidentifiedImageError:
             problem = "not an image, or a damaged one"
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error ...

@@ -59,12 +59,14 @@ def draw_confusion_matrix(units: dict[str, dict], classes: list[str], path: Path
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=13)
         axes.set_xticks(range(len(classes)), classes)
         axes.set_yticks(range(len(classes)), classes, rotation=90, va="center")
-        interval = scored["interval_95"] or (float("nan"), float("nan"))
+        interval = "one patient: no interval"
+        if scored["interval_95"]:
+            interval = "95 % interval over patients: {:.1%} to {:.1%}".format(
+                *scored["interval_95"]
+            )
         axes.set(xlabel="predicted side", ylabel="true side")
         axes.set_title(
-            f"{scored['accuracy']:.2%} of {scored['count']:,} {unit}s\n"
-            "95 % interval over patients: {:.1%} to {:.1%}".format(*interval),
-            fontsize=10,
+            f"{scored['accuracy']:.2%} of {scored['count']:,} {unit}s\n{interval}", fontsize=10
         )
     figure.savefig(path, dpi=120)
 
@@ -145,7 +147,8 @@ def draw_attention(title: str, image: ArrayLike, maps: ArrayLike, path: Path) ->
     image (height, width), maps (2, height, width): averages over heads and latents.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    figure.suptitle("\n".join(short(line, 90) for line in title.splitlines()), fontsize=9)
+    lines = [short(line, 90) for line in title.rsplit("\n", 1)]
+    figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
     plain, *others = figure.subplots(1, 3)
     plain.imshow(image, cmap="gray", vmin=0, vmax=255)
     plain.axis("off")
@@ -167,9 +170,9 @@ def draw_montage(
     figure = Figure(
         figsize=(1.4 * columns, rows * (1.4 * height / width + 0.22) + 0.5), layout="constrained"
     )
-    lines = [short(line, 12 * columns) for line in title.splitlines()]
+    lines = [short(line, 12 * columns) for line in title.rsplit("\n", 1)]
     lines.append("attention of the last iteration; p_right of each slice")
-    figure.suptitle("\n".join(lines), fontsize=9)
+    figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if i < len(images):
@@ -201,13 +204,20 @@ def draw_errors(scans: list[tuple], slices: list[tuple], path: Path) -> None:
             name, side, p_true, image = found[i]
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
             colour = VAL_COLOUR if p_true <= 0.5 else "black"
-            axes.set_title(f"{short(name)}\n{side}: p {p_true:.3f}", fontsize=7, color=colour)
+            title = f"{short(name)}\n{side}: p {p_true:.3f}"
+            axes.set_title(title, fontsize=7, color=colour, parse_math=False)
     figure.savefig(path, dpi=120)
+
+
+def plain(name: str) -> str:
+    """What matplotlib can't draw, as it is escaped. (Formulas: pass parse_math=False, too.)"""
+    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
 
 
 def short(name: str, length: int = 26) -> str:
     """Its beginning and its end, where patient and slice stand."""
-    return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+    name = plain(name)
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}...{name[-length // 2 :]}"
 
 
 def draw_contact_sheet(rows: list[tuple[str, list[int], list]], path: Path) -> None:
@@ -227,8 +237,7 @@ def draw_contact_sheet(rows: list[tuple[str, list[int], list]], path: Path) -> N
 
     for i, (title, numbers, pictures) in enumerate(rows):
         top = i * (head + tall) + head
-        # What matplotlib takes for a formula or can't draw is shown as it is written.
-        title = title.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+        title = plain(title)
         title = title if len(title) < 15 * columns else f"{title[: 15 * columns]}..."
         x, y = gap / total[0], 1 - (top - 0.07) / total[1]
         figure.text(x, y, title, fontsize=9, va="bottom", parse_math=False)

@@ -20,11 +20,14 @@ if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,34 +40,32 @@ import plots
 import runs
 import volumes
 from arguments import Parser, positive_int, print_any_name
-from dataset import SIDES
+from dataset import SIDES, Found, Slice
 from perceiver import Perceiver, choose_device
 
 CHUNK = 2048  # files decoded at a time: memory stays the same for any number of files
+MIN_AGREEMENT = 0.75  # a scan whose slices agree less is unsure, however sure each is
+COLUMNS = {
+    "predictions": "path scan label p_left p_right error".split(),
+    "scans": "scan patient label p_left p_right slices agreement expected verdict".split(),
+}
 COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
 
 
-class Item(NamedTuple):
-    """A slice to be predicted, or something that can't be (then `error` says why)."""
-
-    path: str  # of an image; slice 7 of a volume is "p01.nii.gz#7"
-    scan: str
-    patient: str = ""
-    expected: str = ""  # the side that its name, folder or header gives
+class Prediction(NamedTuple):
+    slice: Slice  # its side is the expected one, "" where nothing tells it
+    p_right: float | None  # None where it could not be read
     error: str = ""
 
 
-class Prediction(NamedTuple):
-    item: Item
-    p_right: float | None  # None where the item could not be read
-
-
-# ---- arguments and paths -> items ----------------------------------------------------------------
+# ---- arguments and paths -> slices ---------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
-        prog="predict.py", description="Tell left from right knees with a trained checkpoint."
+        prog="predict.py",
+        description="Tell left from right knees with a trained checkpoint.",
+        epilog="Exits with 3 if --audit finds a mismatch, with 1 if files can't be read.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
     parser.add_argument(
@@ -103,108 +104,104 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="threads that decode (default: all cores)",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # paths may stand behind flags
     if not (args.paths or args.export):
         parser.error("name at least one PATH")
     return args
 
 
-def list_items(paths: list[str], plane: str, pattern: re.Pattern | None) -> Iterator[Item]:
-    """Every slice of the images, volumes and folders given, in their order; folders are walked."""
+def list_slices(paths: list[str], plane: str, pattern: re.Pattern | None) -> Found:
+    """Every slice of the images, volumes, manifests and folders given, in their order.
+
+    Scans are named and grouped as train.py does it. Where several folders are given, names of scans
+    begin with the folder's, so that patients p01 of two sites stay two.
+    """
+    everything, files = Found([], [], [], []), []
+    for path in with_standard_input(paths):
+        if os.path.isdir(path):
+            found = dataset.read_folder(Path(path), pattern, plane)
+            if not (found.slices or found.unreadable):
+                found.unreadable.append((path, "no images and no volumes in this folder"))
+        elif path.lower().endswith(".csv") and os.path.isfile(path):
+            found = dataset.read_manifest(Path(path), plane)
+        else:
+            found = read_file(path, plane, pattern)
+            files += found.slices
+            found = found._replace(slices=[])
+        prefix = path if len(paths) > 1 else ""
+        named = name_scans(found.slices, prefix, guessed=not pattern and os.path.isdir(path))
+        for whole, part in zip(everything, found._replace(slices=named), strict=True):
+            whole.extend(part)
+    everything.slices.extend(name_scans(files, "", guessed=False))
+    return everything
+
+
+def with_standard_input(paths: list[str]) -> Iterator[str]:
     for path in paths:
         if path == "-":
-            lines = (line.rstrip("\n") for line in sys.stdin)
-            yield from list_items([line for line in lines if line], plane, pattern)
-        elif os.path.isdir(path):
-            yield from list_folder(path, plane, pattern)
-        elif not os.path.lexists(path):
-            yield Item(path, path, error="no such file")
-        elif path.lower().endswith(".csv"):
-            for s in dataset.read_manifest(Path(path), plane)[0]:
-                yield Item(s.path, s.scan or s.path, s.patient, s.side)
-        elif volumes.is_volume_name(path) or volumes.is_dicom(path):
-            try:
-                yield from volume_items(volumes.describe(path, plane), Path(path).parent, pattern)
-            except volumes.VolumeError as error:
-                yield Item(path, path, error=str(error.args[-1]))
+            names = sys.stdin.buffer.read().splitlines()
+            yield from (os.fsdecode(name) for name in names if name)
         else:
-            yield image_item(Path(path), Path(path).parent.parent, pattern)
+            yield path
 
 
-def list_folder(root: str, plane: str, pattern: re.Pattern | None) -> Iterator[Item]:
-    found, unreadable = False, []
-    for folder, names in dataset.walk(root, unreadable):
-        for name in sorted(filter(dataset.is_image, names), key=dataset.natural_order):
-            found = True
-            yield image_item(Path(folder, name), Path(root), pattern)
-        others = [name for name in names if not dataset.is_image(name)]
-        in_folder, unusable = volumes.find_volumes(folder, others, plane, root)
-        for volume in in_folder:
-            found = True
-            yield from volume_items(volume, Path(root), pattern)
-        for source, problem in unusable:
-            found = True
-            yield Item(source, source, error=problem)
-    for error in unreadable:
-        found = True
-        yield Item(error.filename, error.filename, error=error.strerror)
-    if not found:
-        yield Item(root, root, error="no images and no volumes in this folder")
+def read_file(path: str, plane: str, pattern: re.Pattern | None) -> Found:
+    """One image or volume. Its side is that of its name, or of the folders of the path as given."""
+    if volumes.is_volume_name(path) or volumes.is_dicom(path):
+        root = Path(path).parent.parent
+        try:
+            volume = volumes.describe(path, plane, root)
+        except volumes.VolumeError as error:
+            return Found([], [(path, str(error.args[-1]))], [], [])
+        parsed, problem = dataset.parse_volume(volume, root, pattern)
+        return Found(dataset.cut(volume, parsed), [], [(path, problem)] if problem else [], [])
+    name = Path(path)
+    if pattern:
+        parsed = dataset.parse_by_pattern(name, pattern)
+    else:
+        parsed = dataset.parse_name(Path(name.name)) or dataset.parse_name(name)
+    parsed = parsed or dataset.sideless_slice(name)
+    return Found([replace(parsed, path=path)], [], [], [])
 
 
-def image_item(path: Path, root: Path, pattern: re.Pattern | None) -> Item:
-    """An image's scan, patient and expected side by its name, as train.py reads them.
-
-    Where the name does not tell, a scan is all images of one name and folder:
-    new/knee_07.png -> new/knee.
-    """
-    below = path.relative_to(root)
+def name_scans(slices: list[Slice], prefix: str, guessed: bool) -> list[Slice]:
+    """The same slices with a scan each; slices whose names tell none are one scan a folder, unless
+    they divide into scans of 40."""
     try:
-        told = dataset.parse_by_pattern(below, pattern) if pattern else dataset.parse_name(below)
-    except dataset.DataError as error:
-        return Item(str(path), str(path), error=str(error))
-    if told and told.scan:
-        return Item(str(path), told.scan, told.patient, told.side)
-    name = re.sub(r"[-_ ]*\d+$", "", path.stem) or "slices"
-    return Item(str(path), str(path.with_name(name)), expected=told.side if told else "")
+        named = dataset.name_the_nameless([s for s in slices if s.side], guessed)[0]
+    except dataset.DataError:
+        named = [s if s.scan else replace(s, scan=str(Path(s.path).parent)) for s in slices]
+    by_path = {s.path: s for s in named}
+    slices = [by_path.get(s.path, s) for s in slices]
+    return [
+        replace(s, scan=os.path.join(prefix, s.scan))
+        if prefix and not dataset.AKOA_NAME.fullmatch(f"{s.scan}_0")
+        else s
+        for s in slices
+    ]
 
 
-def volume_items(volume: volumes.Volume, root: Path, pattern: re.Pattern | None) -> Iterator[Item]:
-    told = dataset.parse_volume(volume, root, pattern)
-    patient, side = (told.patient, told.side) if told else (volume.patient or "", "")
-    for index in range(volume.num_slices):
-        yield Item(f"{volume.source}#{index}", volume.source, patient, side)
+# ---- slices -> predictions -----------------------------------------------------------------------
 
 
-# ---- items -> predictions ------------------------------------------------------------------------
-
-
-def predict_items(
-    model: Perceiver, items: list[Item], args: argparse.Namespace
+def predict_slices(
+    model: Perceiver, slices: list[Slice], args: argparse.Namespace
 ) -> Iterator[Prediction]:
-    """A prediction for each item, in order."""
+    """A prediction for each slice, in order."""
     image_size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
-    bar = tqdm(total=len(items), unit="slice", leave=False, disable=None)
-    for start in range(0, len(items), CHUNK):
-        chunk = items[start : start + CHUNK]
-        paths = [item.path for item in chunk if not item.error]
-        images, unreadable = decode.load_images(
-            paths, image_size, args.workers, plane, progress=False
-        )
-        # Batch by batch, for the bar and for memory on a GPU.
-        batches = images.split(args.batch_size)
-        p_right = iter([p for batch in batches for p in model.predict_proba(batch)[:, 1].tolist()])
-        at = 0
-        for item in chunk:
-            p = None
-            if not item.error:
-                p, error = next(p_right), unreadable.get(at, "")
-                if error:
-                    item, p = item._replace(error=error), None
-                at += 1
-            yield Prediction(item, p)
-            bar.update()
-    bar.close()
+    with tqdm(total=len(slices), unit="slice", leave=False, disable=None) as bar:
+        for start in range(0, len(slices), CHUNK):
+            chunk = slices[start : start + CHUNK]
+            paths = [s.path for s in chunk]
+            images, errors = decode.load_images(
+                paths, image_size, args.workers, plane, progress=False
+            )
+            p_right = []
+            for batch in images.split(args.batch_size):
+                p_right += model.predict_proba(batch, args.batch_size)[:, 1].tolist()
+                bar.update(len(batch))
+            for i, s in enumerate(chunk):
+                yield Prediction(s, None if i in errors else p_right[i], errors.get(i, ""))
 
 
 def plane_of(model: Perceiver) -> str:
@@ -212,45 +209,50 @@ def plane_of(model: Perceiver) -> str:
     return model.preprocessing.get("plane", "stored")
 
 
-def summarise(predictions: list[Prediction], unsure_below: float) -> list[dict]:
-    """A row for each scan, as in scans.csv, in the order in which scans were met.
+def group_scans(predictions: list[Prediction]) -> list[list[Prediction]]:
+    """The readable slices of each scan, in the order in which scans were met."""
+    members: dict[tuple[str, str, str], list[Prediction]] = {}
+    for prediction in predictions:
+        if prediction.p_right is not None:
+            s = prediction.slice
+            members.setdefault((s.scan, s.patient, s.side), []).append(prediction)
+    return list(members.values())
 
-    `agreement` is the share of the slices that say what the scan says.
+
+def summarise(members: list[Prediction], unsure_below: float) -> dict:
+    """A scan's row of scans.csv.
+
+    `agreement` is the share of its slices that say what the scan says.
     """
-    members: dict[tuple[str, str, str], list[float]] = {}
-    for item, p in predictions:
-        if p is not None:
-            members.setdefault((item.scan, item.patient, item.expected), []).append(p)
-    rows = []
-    for (scan, patient, expected), values in members.items():
-        p_right = sum(values) / len(values)
-        label = SIDES[int(p_right > 0.5)]
-        agreeing = sum((p > 0.5) == (p_right > 0.5) for p in values)
-        verdict = "ok" if label == expected else "mismatch" if expected else "unknown"
-        rows.append(
-            {
-                "scan": scan,
-                "patient": patient,
-                "label": label,
-                "p_left": round(1 - p_right, 6),
-                "p_right": round(p_right, 6),
-                "slices": len(values),
-                "agreement": round(agreeing / len(values), 4),
-                "expected": expected,
-                "verdict": "unsure" if max(p_right, 1 - p_right) < unsure_below else verdict,
-            }
-        )
-    return rows
+    values = [p for _, p, _ in members]
+    p_right = sum(values) / len(values)
+    label, expected = SIDES[int(p_right > 0.5)], members[0].slice.side
+    agreement = sum((p > 0.5) == (p_right > 0.5) for p in values) / len(values)
+    verdict = "ok" if label == expected else "mismatch" if expected else "unknown"
+    if max(p_right, 1 - p_right) < unsure_below or agreement < MIN_AGREEMENT:
+        verdict = "unsure"
+    return {
+        "scan": members[0].slice.scan,
+        "patient": members[0].slice.patient,
+        "label": label,
+        "p_left": round(1 - p_right, 6),
+        "p_right": round(p_right, 6),
+        "slices": len(values),
+        "agreement": round(agreement, 4),
+        "expected": expected,
+        "verdict": verdict,
+    }
 
 
 def worst_first(rows: list[dict]) -> list[dict]:
     """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
-    sure = {row["scan"]: max(row["p_left"], row["p_right"]) for row in rows}
+
+    def confidence(row: dict) -> float:
+        return max(row["p_left"], row["p_right"])
+
     mismatches = [row for row in rows if row["verdict"] == "mismatch"]
     unsure = [row for row in rows if row["verdict"] == "unsure"]
-    return sorted(mismatches, key=lambda row: -sure[row["scan"]]) + sorted(
-        unsure, key=lambda row: sure[row["scan"]]
-    )
+    return sorted(mismatches, key=confidence, reverse=True) + sorted(unsure, key=confidence)
 
 
 # ---- files and lines -----------------------------------------------------------------------------
@@ -258,41 +260,29 @@ def worst_first(rows: list[dict]) -> list[dict]:
 
 def write_tables(folder: Path, predictions: list[Prediction], scans: list[dict]) -> None:
     """Write predictions.csv and scans.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_csv(
-        folder / "predictions.csv",
-        [
-            {
-                "path": item.path,
-                "scan": item.scan,
-                "label": "" if p is None else SIDES[int(p > 0.5)],
-                "p_left": "" if p is None else f"{1 - p:.6f}",
-                "p_right": "" if p is None else f"{p:.6f}",
-                "error": item.error,
-            }
-            for item, p in predictions
-        ],
-    )
-    columns = "scan patient label p_left p_right slices agreement expected verdict".split()
-    runs.write_csv(folder / "scans.csv", scans, columns)
+    rows = [
+        {
+            "path": s.path,
+            "scan": s.scan,
+            "label": "" if p is None else SIDES[int(p > 0.5)],
+            "p_left": "" if p is None else f"{1 - p:.6f}",
+            "p_right": "" if p is None else f"{p:.6f}",
+            "error": error,
+        }
+        for s, p, error in predictions
+    ]
+    runs.write_csv(folder / "predictions.csv", rows, COLUMNS["predictions"])
+    runs.write_csv(folder / "scans.csv", scans, COLUMNS["scans"])
 
 
 def draw_pictures(
-    model: Perceiver, predictions: list[Prediction], scans: list[dict], args: argparse.Namespace
+    model: Perceiver, scans: list[list[Prediction]], rows: list[dict], args: argparse.Namespace
 ) -> None:
     """Draw what the model's attention reads: a picture for each slice, or one for each scan."""
-    members: dict[tuple[str, str, str], list[Prediction]] = {}
-    for item, p in predictions:
-        if p is not None:
-            key = item.scan, item.patient, item.expected
-            members.setdefault(key, []).append(Prediction(item, p))
-    folders = [folder for folder in (args.attention, args.attention_montage) if folder]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=len(scans), desc="drawing", unit="scan", leave=False, disable=None)
-    for row, found in zip(scans, members.values(), strict=True):
-        paths = [item.path for item, _ in found]
-        size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
+    size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
+    bar = tqdm(total=len(rows), desc="drawing", unit="scan", leave=False, disable=None)
+    for row, members in zip(rows, scans, strict=True):
+        paths = [s.path for s, _, _ in members]
         images, _ = decode.load_images(paths, size, args.workers, plane, progress=False)
         maps = torch.cat(
             [
@@ -301,16 +291,16 @@ def draw_pictures(
             ]
         ).numpy(force=True)  # (slices, depth, height, width)
         grey = images[:, 0].numpy()
-        for (item, p), image, attention in zip(found, grey, maps, strict=True):
+        for (s, p, _), image, attention in zip(members, grey, maps, strict=True):
             if args.attention:
-                with runs.whole_file(args.attention / f"{file_name(item.path)}.png") as temporary:
-                    title = f"{item.path}\n{describe(p)}"
+                with runs.whole_file(args.attention / f"{file_name(s.path)}.png") as temporary:
+                    title = f"{s.path}\n{describe(p)}"
                     plots.draw_attention(title, image, attention[[0, -1]], temporary)
         if args.attention_montage:
-            name = file_name(row["scan"])
+            name = file_name(f"{row['scan']} {row['expected']}".strip())
             with runs.whole_file(args.attention_montage / f"{name}.png") as temporary:
                 title = f"{row['scan']}\n{describe(row['p_right'])}, {row['verdict']}"
-                labels = [f"{p:.2f}" for _, p in found]
+                labels = [f"{p:.2f}" for _, p, _ in members]
                 plots.draw_montage(title, labels, grey, maps[:, -1], temporary)
         bar.update()
     bar.close()
@@ -321,8 +311,9 @@ def describe(p_right: float) -> str:
 
 
 def file_name(path: str) -> str:
-    """A name of its own for a picture: a path without what file names can't hold."""
-    return re.sub(r"[^\w.-]+", "_", path).strip("._")[-180:]
+    """A name of its own for a picture: the end of a path, where file names can hold it."""
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", path).strip("._")[-150:] + f"_{digest}"
 
 
 def print_scans(rows: list[dict], as_json: bool) -> None:
@@ -341,9 +332,18 @@ def print_scans(rows: list[dict], as_json: bool) -> None:
         )
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Before anything slow: can what was asked for be written? Makes the folders."""
+    for name in ("output", "attention", "attention_montage"):
+        folder = getattr(args, name)
+        if folder and folder.exists() and not folder.is_dir():
+            raise ValueError(f"--{name.replace('_', '-')} {folder}: is a file; name a folder")
+    if args.export and args.export.suffix != ".onnx":
+        raise ValueError(f"--export {args.export}: expected a name that ends in .onnx")
+
+
 def run(args: argparse.Namespace) -> int:
-    if args.output and args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output}: is a file; name a folder")
+    check_outputs(args)
     pattern = dataset.compile_pattern(args.name_pattern) if args.name_pattern else None
     model = Perceiver.from_checkpoint(args.checkpoint, choose_device(args.device))
     if "image_size" not in model.preprocessing:
@@ -355,23 +355,31 @@ def run(args: argparse.Namespace) -> int:
         print(f"exported to {args.export}", file=sys.stderr)
     if not args.paths:
         return 0
-    items = list(list_items(args.paths, plane_of(model), pattern))
-    predictions = list(predict_items(model, items, args))
-    scans = summarise(predictions, model.calibration.get("unsure_below", 0.5))
+    slices, unreadable, contradictions, notes = list_slices(args.paths, plane_of(model), pattern)
+    if not (slices or unreadable):
+        raise ValueError("no path was given: standard input or the manifest is empty")
+    predictions = list(predict_slices(model, slices, args))
+    for path, problem in unreadable:
+        predictions.append(Prediction(Slice(path, "", "", path, 0), None, problem))
+    scans = group_scans(predictions)
+    rows = [summarise(members, model.calibration.get("unsure_below", 0.5)) for members in scans]
+    for folder in filter(None, (args.output, args.attention, args.attention_montage)):
+        folder.mkdir(parents=True, exist_ok=True)
     if args.output:
-        write_tables(args.output, predictions, scans)
-    if args.attention or args.attention_montage:
-        draw_pictures(model, predictions, scans, args)
-    print_scans(worst_first(scans) if args.audit else scans, args.json)
-    failed = [item for item, _ in predictions if item.error]
-    for item in failed:
-        print(f"predict.py: {item.path}: {item.error}", file=sys.stderr)
-    mismatches = sum(row["verdict"] == "mismatch" for row in scans)
+        write_tables(args.output, predictions, rows)
+    print_scans(worst_first(rows) if args.audit else rows, args.json)
+    for line in [*notes, *(f"{path}: {problem}" for path, problem in contradictions)]:
+        print(f"note: {line}", file=sys.stderr)
+    failed = [(s.path.partition("#")[0], error) for s, _, error in predictions if error]
+    for path, error in dict.fromkeys(failed):
+        print(f"predict.py: {path}: {error}", file=sys.stderr)
+    verdicts = Counter(row["verdict"] for row in rows)
     if args.audit and not args.json:
-        verdicts = [row["verdict"] for row in scans]
-        counts = [f"{verdicts.count(v)} {v}" for v in ("ok", "mismatch", "unsure", "unknown")]
-        print(f"{len(scans)} scans: {', '.join(counts)}")
-    if args.audit and mismatches:
+        counts = ", ".join(f"{verdicts[v]} {v}" for v in ("ok", "mismatch", "unsure", "unknown"))
+        print(f"{len(rows)} scans: {counts}" + (f"; {len(failed)} unreadable" if failed else ""))
+    if args.attention or args.attention_montage:
+        draw_pictures(model, scans, rows, args)
+    if args.audit and verdicts["mismatch"]:
         return 3
     return 1 if failed else 0
 
@@ -385,6 +393,9 @@ def main(argv: list[str] | None = None) -> int:
     except torch.cuda.OutOfMemoryError:
         fewer = max(1, args.batch_size // 2)
         print(f"predict.py: out of GPU memory; try --batch-size {fewer}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `predict.py ... | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)

@@ -105,6 +105,7 @@ def test(checkpoint: Path, subset: Subset, device: torch.device, args: argparse.
     ]
     folder = checkpoint.parent
     runs.write_csv(folder / "test_predictions.csv", rows)
+    runs.write_json(folder / "test_metrics.json", metrics)
     units = {"slice": of_slices, "scan": of_scans}
     scored = {"slice": metrics["slices"], "scan": metrics["scans"]}
     for name, draw in {
@@ -117,12 +118,11 @@ def test(checkpoint: Path, subset: Subset, device: torch.device, args: argparse.
     }.items():
         with runs.whole_file(folder / f"{name}.png") as temporary:
             draw(temporary)
-    runs.write_json(folder / "test_metrics.json", metrics)
     return metrics
 
 
 def least_right(
-    subset: Subset, p_right: Tensor, by_scan: dict[str, float], limit: int
+    subset: Subset, p_right: np.ndarray, by_scan: dict[str, float], limit: int
 ) -> tuple[list, list]:
     """The scans and the slices whose true side has the lowest probability, lowest first.
 
@@ -145,7 +145,7 @@ def least_right(
         side = subset.slices[middle].side
         scans.append((p_true(side, p), scan, side, middle))
     slices = [
-        (p_true(s.side, p), Path(s.path).name, s.side, i)
+        (p_true(s.side, p), f"{s.scan} #{s.index}", s.side, i)
         for i, (s, p) in enumerate(zip(subset.slices, p_right, strict=True))
     ]
     return tuple(

@@ -399,8 +399,11 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         if scored["interval_95"]:
             text = ", 95 % interval over patients {:.2%} to {:.2%}".format(*scored["interval_95"])
         say(f"  {scored['accuracy']:.2%} of {scored['count']:,} {unit} right{text}")
-    example = Path(subsets["test"].slices[0].path)
+    source, index = decode.split_path(subsets["test"].slices[0].path)
+    example = Path(source)
     pattern = shlex.quote(str(example.with_suffix("")).rstrip("0123456789")) + "*" + example.suffix
+    if index is not None:  # of a volume
+        pattern = shlex.quote(source)
     say(f"run folder: {folder}")
     checkpoint = shlex.quote(str(folder / "best.pt"))
     say(f"next: python predict.py {checkpoint} {pattern}")

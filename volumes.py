@@ -31,10 +31,11 @@ from tqdm import tqdm
 PLANES = ("stored", "sagittal", "coronal", "axial")
 MAX_SLICES = 40  # as in AKOA
 MIN_SLICES = 5  # fewer are a localizer
-MAX_PIXELS = 50_000_000  # a slice, as in dataset.py
+MAX_PIXELS = 20_000_000  # a slice, as in decode.py
 MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
 MIDLINE = 20.0  # mm; a volume centred nearer to x = 0 does not tell its side
 NOTHING = "nothing tells the side"
+TOO_SHORT = f"expected {MIN_SLICES} or more"
 PERCENTILES = (1, 99.5)  # of the whole volume: black and white
 
 NOT_DICOM = set(
@@ -101,6 +102,11 @@ class Header:
 
 
 # ---- names ---------------------------------------------------------------------------------------
+
+
+def is_localizer(problem: str) -> bool:
+    """Whether what is wrong with a series is that it is too short to be a scan."""
+    return problem.endswith(TOO_SHORT)
 
 
 def is_volume_name(name: str) -> bool:
@@ -236,7 +242,7 @@ def cut_axes(header: Header, plane: str) -> tuple[list[int], list[bool], tuple[i
     else:
         raise VolumeError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
     if (n := header.size[axes[0]]) < MIN_SLICES:
-        raise VolumeError(header.path, f"only {n} slices, expected {MIN_SLICES} or more")
+        raise VolumeError(header.path, f"only {n} slices, {TOO_SHORT}")
     (height, width), spacing = ([v[a] for a in axes[1:]] for v in (header.size, header.spacing))
     if max(spacing) > 1.01 * min(spacing):
         height = max(1, round(height * spacing[0] / min(spacing)))
@@ -316,7 +322,7 @@ def stack(folder: str, slices: list[Header]) -> Header:
     slices = sorted(slices, key=lambda s: float(normal @ s.origin))
     gaps = np.diff([normal @ s.origin for s in slices])
     if len(slices) < MIN_SLICES:
-        problem = f"only {len(slices)} slices"
+        problem = f"only {len(slices)} slices, {TOO_SHORT}"
     elif not all(s.tags.get("position") for s in slices):
         problem = "slices without a position (ImagePositionPatient)"
     elif (twice := np.flatnonzero(gaps < 0.01)).size:
@@ -389,11 +395,11 @@ def find_volumes(
     return volumes, problems
 
 
-def describe(source: str, plane: str = "stored") -> Volume:
+def describe(source: str, plane: str = "stored", root: str | None = None) -> Volume:
     """One volume, given by its file or its DICOM folder. Raises VolumeError if there is none."""
     is_folder = os.path.isdir(source)
     folder, names = (source, os.listdir(source)) if is_folder else os.path.split(source)
-    volumes, problems = find_volumes(folder, names if is_folder else [names], plane)
+    volumes, problems = find_volumes(folder, names if is_folder else [names], plane, root)
     if not volumes:
         raise VolumeError(*(problems or [(source, "no image and no volume, or no such file")])[0])
     return volumes[0]

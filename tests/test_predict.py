@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+import dataset
 import predict
+from perceiver import Perceiver
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,7 +158,7 @@ def test_scans_are_compared_with_the_side_that_their_name_gives(
     assert ",".join(rows[0]) == columns and len(rows) == 6
     verdicts = {row["scan"]: row["verdict"] for row in rows}
     swapped = "OAI9000001_BaseLine_1_9_RIGHT.nii.gz"
-    nameless = str(archive / "OAI9000002_BaseLine_1_0.nii.gz")
+    nameless = "OAI9000002_BaseLine_1_0.nii.gz"
     assert verdicts.pop(swapped) == "mismatch" and verdicts.pop(nameless) == "unknown"
     assert set(verdicts.values()) == {"ok"}
     slices = read_csv(output / "predictions.csv")
@@ -209,7 +212,8 @@ def test_paths_come_from_standard_input_a_manifest_or_a_pattern(
     finished_run, knees, tmp_path, monkeypatch, capsys
 ):
     checkpoint, found = str(finished_run / "best.pt"), sorted(knees.iterdir())[:16]
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in found)))
+    given = io.BytesIO("".join(f"{path}\n" for path in found).encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given))
     assert predict.main([checkpoint, "-", "--json"]) == 0
     first = capsys.readouterr().out
     assert [json.loads(line)["verdict"] for line in first.splitlines()] == ["ok", "ok"]
@@ -254,3 +258,93 @@ def test_a_volume_is_a_scan_with_the_side_of_its_position(finished_run, tmp_path
     predict.main([str(finished_run / "best.pt"), str(tmp_path), "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["expected"], row["slices"]) for row in rows] == [("right", 12), ("left", 12)]
+
+
+def folders_of_sides(
+    root: Path, knees: Path, count: int, name: str = "{i}.png", swap=False
+) -> None:
+    """left/ and right/ with `count` slices each, of patients whose names say nothing of a side."""
+    for side in ("LEFT", "RIGHT"):
+        other = {"LEFT": "RIGHT", "RIGHT": "LEFT"}[side] if swap else side
+        folder = root / other.lower()
+        folder.mkdir(parents=True)
+        for i, path in enumerate(sorted(knees.glob(f"*_{side}*"))[:count]):
+            shutil.copy(path, folder / name.format(i=i))
+
+
+def test_scans_of_two_folders_stay_apart_and_are_those_of_training(
+    finished_run, knees, tmp_path, capsys
+):
+    checkpoint = str(finished_run / "best.pt")
+    folders_of_sides(tmp_path / "A", knees, 8, "p01_{i}.png")
+    folders_of_sides(tmp_path / "B", knees, 8, "p01_{i}.png", swap=True)
+    both = [str(tmp_path / "A"), str(tmp_path / "B")]
+    assert predict.main([checkpoint, "--audit", *both, "--json"]) == 3  # flags may stand between
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["scan"] for row in rows} == {
+        f"{tmp_path}/B/{side}/p01" for side in ("left", "right")
+    }
+
+    folders_of_sides(tmp_path / "C", knees, 40)
+    shutil.copytree(tmp_path / "C" / "left", tmp_path / "D" / "left")
+    for folder, scans in (("C", ["left 0001", "right 0001"]), ("D", ["left 0001"])):
+        assert predict.main([checkpoint, str(tmp_path / folder), "--json"]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["scan"] for row in rows] == scans
+    sizes = [
+        len(scan) for scan in dataset.group_scans(dataset.find_slices(tmp_path / "C")[0]).values()
+    ]
+    assert sizes == [40, 40]
+
+
+def test_paths_from_standard_input_keep_the_sides_of_their_folders(finished_run, knees, tmp_path):
+    folders_of_sides(tmp_path / "A", knees, 8, "p01_{i}.png", swap=True)
+    command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", "-", "--audit"]
+    names = b"\n".join(os.fsencode(path) for path in sorted((tmp_path / "A").rglob("*.png")))
+    done = subprocess.run(command, input=names, capture_output=True)
+    assert done.returncode == 3 and b"2 mismatch" in done.stdout
+    done = subprocess.run(command, input=b"", capture_output=True)
+    assert done.returncode == 2 and b"no path was given" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_contradictions_are_said_and_damaged_volumes_do_not_stop_the_others(
+    finished_run, knees, tmp_path, capsys
+):
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 9, (8, 20, 24), np.int16))
+    image.SetOrigin((60.0, 0.0, 5.0))
+    sitk.WriteImage(image, str(tmp_path / "knee_RIGHT.nii.gz"))
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "knee_RIGHT.nii.gz").read_bytes()[:100])
+    path = next(knees.glob("*RIGHT*"))
+    (tmp_path / "left").mkdir()
+    shutil.copy(path, tmp_path / "left" / path.name)
+    assert predict.main([str(finished_run / "best.pt"), str(tmp_path), "--json"]) == 1
+    output = capsys.readouterr()
+    rows = [json.loads(line) for line in output.out.splitlines()]
+    assert [row["expected"] for row in rows] == ["", ""]
+    assert "the name says right, the folder left" in output.err
+    assert "knee_RIGHT.nii.gz: the name says right, its position left" in output.err
+    assert output.err.count("cut.nii.gz") == 1
+    with pytest.raises(dataset.DataError, match=r"cut\.nii\.gz"):
+        dataset.find_slices(tmp_path)
+
+
+def test_a_scan_whose_slices_disagree_is_unsure():
+    slices = [dataset.Slice(str(i), "left", "p", "s", i) for i in range(10)]
+    for wrong, verdict in ((2, "ok"), (3, "unsure")):
+        p_right = [0.6] * wrong + [0.01] * (10 - wrong)
+        members = [predict.Prediction(s, p) for s, p in zip(slices, p_right, strict=True)]
+        assert predict.summarise(members, 0.5)["verdict"] == verdict
+
+
+def test_pictures_of_names_that_are_alike_do_not_replace_each_other():
+    names = [predict.file_name(name) for name in ("a b.png", "a_b.png", "\udcff" * 300, "ж" * 300)]
+    assert len(set(names)) == 4 and all(len(name.encode()) < 200 for name in names)
+
+
+def test_export_never_replaces_a_checkpoint(finished_run, capsys):
+    checkpoint = finished_run / "best.pt"
+    assert predict.main([str(checkpoint), "--export", str(checkpoint)]) == 2
+    assert "expected a name that ends in .onnx" in capsys.readouterr().err
+    Perceiver.from_checkpoint(checkpoint)

@@ -229,7 +229,7 @@ def test_shortest_echo_and_every_series_but_no_localizer(tmp_path):
     found, problems = find(tmp_path / "d")
     folder = str(tmp_path / "d")
     assert [v.source for v in found] == [folder, f"{folder}#2"]
-    assert problems == [(folder, "series 1 (LOC): only 3 slices")]
+    assert problems == [(folder, "series 1 (LOC): only 3 slices, expected 5 or more")]
     assert all("/4-9.5-" in file for file in found[0].files) and len(found[0].files) == 6
     write_dicom(tmp_path / "e", pixels // 2)
     assert np.array_equal(read_slices(f"{folder}#2"), read_slices(str(tmp_path / "e")))
