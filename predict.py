@@ -370,7 +370,7 @@ def run(args: argparse.Namespace) -> int:
     print_scans(worst_first(rows) if args.audit else rows, args.json)
     for line in [*notes, *(f"{path}: {problem}" for path, problem in contradictions)]:
         print(f"note: {line}", file=sys.stderr)
-    failed = [(s.path.partition("#")[0], error) for s, _, error in predictions if error]
+    failed = [(decode.split_path(s.path)[0], error) for s, _, error in predictions if error]
     for path, error in dict.fromkeys(failed):
         print(f"predict.py: {path}: {error}", file=sys.stderr)
     verdicts = Counter(row["verdict"] for row in rows)

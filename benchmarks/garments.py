@@ -262,10 +262,12 @@ def table(rows: list[dict]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        low, high = row["slices"]["interval_95"]
+        interval = ""
+        if row["slices"]["interval_95"]:
+            interval = " ({:.1%} to {:.1%})".format(*row["slices"]["interval_95"])
         lines.append(
-            f"| {row['garment']} | {row['model']} | {row['slices']['accuracy']:.2%} "
-            f"({low:.1%} to {high:.1%}) of {row['slices']['count']:,} | "
+            f"| {row['garment']} | {row['model']} | {row['slices']['accuracy']:.2%}"
+            f"{interval} of {row['slices']['count']:,} | "
             f"{row['scans']['correct']} of {row['scans']['count']} | {row['patients']} |"
         )
     return "\n".join(lines)
