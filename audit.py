@@ -13,6 +13,7 @@ Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data.
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -217,7 +218,8 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for side in SIDES:
         names = [name for name, members in scans.items() if members[0].side == side]
-        for name in sorted(rng.choice(names, min(3, len(names)), replace=False)):
+        for i in sorted(rng.choice(len(names), min(3, len(names)), replace=False)) if names else ():
+            name = names[i]
             members = scans[name]
             chosen = np.unique(np.linspace(0, len(members) - 1, 8).round().astype(int))
             shown = [members[i] for i in chosen]
@@ -251,6 +253,9 @@ def main(argv: list[str] | None = None) -> int:
     print_any_name()
     try:
         return run(args)
+    except BrokenPipeError:  # `dataset.py ... | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"dataset.py: {error}", file=sys.stderr)
         return 2

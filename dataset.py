@@ -185,9 +185,9 @@ def find_slices(
     were left out, names that tell no patient, and scans that are not whole.
 
     Raises:
-        DataError: no such folder, no slices of a side, a name that contradicts its folder, a folder
-            or volume that can't be read, a scan of two sides or patients, or names that tell no
-            scans.
+        DataError: no such folder, no slices with a side, a name that contradicts its folder, a
+            folder or volume that can't be read, a scan of two sides or patients, or names that
+            tell no scans.
     """
     root = Path(data_dir)
     pattern = compile_pattern(name_pattern) if name_pattern else None
@@ -225,9 +225,6 @@ def find_slices(
         notes.append(f"{len(sideless)} slices have no side and are left out: {few(sideless)}")
     if localizers:
         notes.append(f"{len(localizers)} series are too short for a scan: {few(localizers)}")
-    for side in SIDES:
-        if not any(s.side == side for s in slices):
-            raise DataError(f"{data_dir}: {len(slices)} slices, but none of the {side} side")
     guessed = root.is_dir() and not pattern
     slices, more = name_the_nameless(slices, guessed)
     check_scans(slices)
@@ -309,7 +306,8 @@ def parse_volume(
     """A volume's side, patient and scan, and who contradicts whom ("" if nobody: then the side is
     what they agree on, or "" where nothing tells it).
 
-    The patient is that of its pattern, AKOA name, DICOM PatientID, or the first folder below root.
+    The patient is that of its pattern, AKOA name or DICOM PatientID; or the first folder below
+    root; or its name without the side: p01_LEFT.nii.gz and p01_RIGHT.nii.gz are both knees of p01.
     """
     below = Path(os.path.relpath(volume.source, root))
     akoa = AKOA_NAME.fullmatch(f"{below.name}_0")
@@ -320,6 +318,9 @@ def parse_volume(
         patient, scan = akoa["patient"].upper(), akoa["scan"]
     elif folders := [part for part in below.parts[:-1] if part.lower() not in SIDES]:
         patient = patient or folders[0]
+    elif not patient:
+        name = re.fullmatch(r"(.*?)(\.nii|\.nii\.gz|\.\w+)?(#\d+)?", below.name)[1]
+        patient = volumes.SIDE.sub("", name).strip(" _.-")
     if pattern and not told:
         side = problem = ""
     elif told:

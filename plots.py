@@ -1,5 +1,6 @@
 """Pictures: of data before it is used, of a run while it trains, of its test."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,6 @@ def draw_calibration(units: dict[str, tuple], scored: dict[str, dict], path: Pat
             y = [right[bins == b].mean() for b in filled]
             sizes = [10 + 200 * (bins == b).mean() for b in filled]
             label = f"{name} (error {scored[unit][key]['value']:.2%})"
-            axes.plot(x, y, color=colour, alpha=0.4)
             axes.scatter(x, y, sizes, color=colour, label=label, alpha=0.8)
         axes.set(xlabel="confidence", ylabel=f"{unit}s that are right", ylim=(-0.03, 1.03))
         axes.set_title(f"{len(labels):,} {unit}s; larger dots hold more of them", fontsize=10)
@@ -171,7 +171,7 @@ def draw_montage(
         figsize=(1.4 * columns, rows * (1.4 * height / width + 0.22) + 0.5), layout="constrained"
     )
     lines = [short(line, 12 * columns) for line in title.rsplit("\n", 1)]
-    lines.append("attention of the last iteration; p_right of each slice")
+    lines.append("attention of the last iteration; number and p_right of each slice")
     figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
@@ -187,8 +187,7 @@ def draw_errors(scans: list[tuple], slices: list[tuple], path: Path) -> None:
     scans and slices: (name, true side, its probability, image (height, width)).
     """
     columns = 8
-    title = "true side and its probability; red: wrong.  "
-    rows = [(f"{title}Scans, by their middle slices", scans)] + [
+    rows = [("Scans, by their middle slices: true side and its probability; red: wrong", scans)] + [
         ("Slices" if start == 0 else "", slices[start : start + columns])
         for start in range(0, len(slices), columns)
     ]
@@ -204,7 +203,8 @@ def draw_errors(scans: list[tuple], slices: list[tuple], path: Path) -> None:
             name, side, p_true, image = found[i]
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
             colour = VAL_COLOUR if p_true <= 0.5 else "black"
-            title = f"{short(name)}\n{side}: p {p_true:.3f}"
+            title = "\n".join(textwrap.wrap(short(name, 52), 27)[:2])
+            title = f"{title}\n{side}: p {p_true:.3f}"
             axes.set_title(title, fontsize=7, color=colour, parse_math=False)
     figure.savefig(path, dpi=120)
 

@@ -90,9 +90,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too"
     )
-    parser.add_argument(
-        "--name-pattern", metavar="REGEX", help="what names tell, as in train.py (default: AKOA's)"
-    )
+    parser.add_argument("--name-pattern", metavar="REGEX", help="what names tell, as in train.py")
     parser.add_argument(
         "-b", "--batch-size", type=positive_int, default=64, metavar="N", help="(default: 64)"
     )
@@ -120,6 +118,7 @@ def list_slices(paths: list[str], plane: str, pattern: re.Pattern | None) -> Fou
     for path in with_standard_input(paths):
         if os.path.isdir(path):
             found = dataset.read_folder(Path(path), pattern, plane)
+            found.slices.sort(key=lambda s: dataset.natural_order(s.path))
             if not (found.slices or found.unreadable):
                 found.unreadable.append((path, "no images and no volumes in this folder"))
         elif path.lower().endswith(".csv") and os.path.isfile(path):
@@ -154,7 +153,8 @@ def read_file(path: str, plane: str, pattern: re.Pattern | None) -> Found:
         except volumes.VolumeError as error:
             return Found([], [(path, str(error.args[-1]))], [], [])
         parsed, problem = dataset.parse_volume(volume, root, pattern)
-        return Found(dataset.cut(volume, parsed), [], [(path, problem)] if problem else [], [])
+        slices = dataset.cut(volume, replace(parsed, scan=path))
+        return Found(slices, [], [(path, problem)] if problem else [], [])
     name = Path(path)
     if pattern:
         parsed = dataset.parse_by_pattern(name, pattern)
@@ -300,7 +300,7 @@ def draw_pictures(
             name = file_name(f"{row['scan']} {row['expected']}".strip())
             with runs.whole_file(args.attention_montage / f"{name}.png") as temporary:
                 title = f"{row['scan']}\n{describe(row['p_right'])}, {row['verdict']}"
-                labels = [f"{p:.2f}" for _, p, _ in members]
+                labels = [f"{s.index}: {p:.2f}" for s, p, _ in members]
                 plots.draw_montage(title, labels, grey, maps[:, -1], temporary)
         bar.update()
     bar.close()
@@ -326,9 +326,10 @@ def print_scans(rows: list[dict], as_json: bool) -> None:
         if sys.stdout.isatty() and verdict in COLOURS:
             verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
         expected = f", expected {row['expected']}" if row["expected"] else ""
+        slices = f"{row['slices']} slices" if row["slices"] > 1 else "1 slice"
         print(
             f"{row['scan']:<{width}}  {row['label']:<5}  p_right {row['p_right']:.3f}  "
-            f"{row['slices']} slices ({row['agreement']:.0%} agree)  {verdict}{expected}"
+            f"{slices} ({row['agreement']:.0%} agree)  {verdict}{expected}"
         )
 
 

@@ -51,7 +51,7 @@ def calibrate(
     model.calibration = {
         "temperature": temperature,
         "unsure_below": fit_threshold(p_right, labels),
-        "error_rate": ERROR_RATE,
+        "unsure_above_error_rate": ERROR_RATE,
     }
     if rank() == 0:
         content = read_checkpoint(checkpoint)
@@ -84,8 +84,8 @@ def test(checkpoint: Path, subset: Subset, device: torch.device, args: argparse.
         "split": "file" if args.split_file else args.split,
         "epoch": len(read_checkpoint(checkpoint)["progress"]["rows"]),
         "patients": len({s.patient for s in slices}),
-        "loss": torch.nn.functional.cross_entropy(logits, labels).item(),
-        **model.calibration,
+        "loss_before_calibration": torch.nn.functional.cross_entropy(logits, labels).item(),
+        "calibration": model.calibration,
         "slices": score(*of_slices),
         "scans": score(*of_scans),
     }
@@ -143,9 +143,9 @@ def least_right(
     for scan, p in by_scan.items():
         middle = members[scan][len(members[scan]) // 2]
         side = subset.slices[middle].side
-        scans.append((p_true(side, p), scan, side, middle))
+        scans.append((p_true(side, p), scan.removesuffix(".nii.gz"), side, middle))
     slices = [
-        (p_true(s.side, p), f"{s.scan} #{s.index}", s.side, i)
+        (p_true(s.side, p), f"{s.scan.removesuffix('.nii.gz')} #{s.index}", s.side, i)
         for i, (s, p) in enumerate(zip(subset.slices, p_right, strict=True))
     ]
     return tuple(

@@ -75,6 +75,9 @@ def read_subsets(args: argparse.Namespace) -> dict[str, Subset]:
         DataError: unusable data, unreadable files (all are named), or a leak between subsets.
     """
     slices, notes = dataset.find_slices(args.data_dir, args.name_pattern, args.plane)
+    for side in SIDES:
+        if not any(s.side == side for s in slices):
+            raise DataError(f"{args.data_dir}: {len(slices)} slices, but none of the {side} side")
     scans = dataset.group_scans(slices)
     patients = len({s.patient for s in slices})
     say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -97,9 +98,6 @@ def test_empty_missing_and_one_sided_folders_are_named(tmp_path):
         dataset.find_slices(tmp_path)
     Image.new("L", (4, 3)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"1 slices but none with a side.*a\.png"):
-        dataset.find_slices(tmp_path)
-    write_scan(tmp_path, 1, "RIGHT", slices=2)
-    with pytest.raises(DataError, match="none of the left side"):
         dataset.find_slices(tmp_path)
 
 
@@ -231,7 +229,6 @@ def test_manifest_tells_all_and_its_paths_are_relative_to_it(tmp_path, monkeypat
             "path,side,patient,scan\na.png,l,p,s\nb.png,l,q,s\nc.png,r,q,t\n",
             "of two patients: p, q",
         ),
-        ("path,side,patient\na.png,l,p\n", "1 slices, but none of the right side"),
     ],
 )
 def test_manifest_that_cannot_be_used_is_refused_by_line(tmp_path, text, message):
@@ -326,3 +323,16 @@ def test_folder_without_permission_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path}/a: Permission denied"):
         dataset.find_slices(tmp_path)
     (tmp_path / "a").chmod(0o700)
+
+
+def test_both_knees_of_a_patient_as_volumes_are_of_one_patient(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    names = ["p1_LEFT.nii.gz", "p1_RIGHT.nii.gz", "left/p2.nrrd", "right/p2.nrrd", "p3/a_LEFT.mha"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image = sitk.GetImageFromArray(np.zeros((6, 4, 4), np.int16))
+        sitk.WriteImage(image, str(tmp_path / name))
+    slices, notes = dataset.find_slices(tmp_path)
+    patients = {s.scan: s.patient for s in slices}
+    assert patients == dict(zip(names, ["p1", "p1", "p2", "p2", "p3"], strict=True))
+    assert any("patients are guessed" in note for note in notes)

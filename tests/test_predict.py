@@ -117,7 +117,7 @@ def test_command_line_on_one_file(finished_run, knees):
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(path.name.rsplit("_", 1)[0]) and "1 slices" in done.stdout
+    assert done.stdout.startswith(path.name.rsplit("_", 1)[0]) and "1 slice (" in done.stdout
 
 
 def test_output_never_replaces_a_checkpoint_or_an_image(finished_run, knees, capsys):

@@ -190,6 +190,7 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
     "arguments, message",
     [
         (["--data-dir", "nowhere"], "nowhere: no such folder"),
+        (["--data-dir", "ONE-SIDED"], "none of the right side"),
         (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
         (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and 0.125"),
@@ -201,7 +202,11 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
     ],
 )
 def test_unusable_arguments_exit_2_and_are_named(knees, tmp_path, capsys, arguments, message):
-    arguments = [str(knees) if word == "KNEES" else word for word in arguments]
+    (tmp_path / "ONE-SIDED").mkdir()
+    for path in knees.glob("*LEFT*"):
+        shutil.copy(path, tmp_path / "ONE-SIDED")
+    words = {"KNEES": str(knees), "ONE-SIDED": str(tmp_path / "ONE-SIDED")}
+    arguments = [words.get(word, word) for word in arguments]
     try:
         code = train.main([*arguments, "--output-dir", str(tmp_path / "run")])
     except SystemExit as stop:  # argparse
