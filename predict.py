@@ -132,7 +132,8 @@ def list_slices(paths: list[str], plane: str, pattern: re.Pattern | None) -> Fou
         for whole, part in zip(everything, found._replace(slices=named), strict=True):
             whole.extend(part)
     everything.slices.extend(name_scans(files, "", guessed=False))
-    return everything
+    once = {s.path: s for s in everything.slices}  # a slice given twice counts once
+    return everything._replace(slices=list(once.values()))
 
 
 def with_standard_input(paths: list[str]) -> Iterator[str]:

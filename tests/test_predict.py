@@ -303,6 +303,9 @@ def test_paths_from_standard_input_keep_the_sides_of_their_folders(finished_run,
     names = b"\n".join(os.fsencode(path) for path in sorted((tmp_path / "A").rglob("*.png")))
     done = subprocess.run(command, input=names, capture_output=True)
     assert done.returncode == 3 and b"2 mismatch" in done.stdout
+    assert b"left/p01   right  p_right" in done.stdout and b"  8 slices" in done.stdout
+    done = subprocess.run(command, input=names + b"\n" + names, capture_output=True)
+    assert b"  8 slices" in done.stdout  # a slice given twice counts once
     done = subprocess.run(command, input=b"", capture_output=True)
     assert done.returncode == 2 and b"no path was given" in done.stderr
     assert len(done.stderr.splitlines()) == 1
