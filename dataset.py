@@ -64,7 +64,7 @@ class Slice:
 
 def is_image(name: str) -> bool:
     """By its ending; Thumbs.db, .DS_Store, ._copies and other litter are none."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def natural_order(name: str) -> list:
@@ -249,19 +249,19 @@ def read_folder(root: Path, pattern: re.Pattern | None, plane: str) -> Found:
     twice, lost, contradictions, unreadable = [], [], [], []
     problems: list[OSError] = []
     for folder, names in walk(root, problems):
+        # The folder's own path says nothing of the side: /data/left/AKOA is not all left.
+        below_root = Path(folder).relative_to(root)
         for name in filter(is_image, names):
-            path = Path(folder, name)
-            # The folder's own path says nothing of the side: /data/left/AKOA is not all left.
-            below = path.relative_to(root)
+            path, below = os.path.join(folder, name), below_root / name
             try:
                 parsed = parse_by_pattern(below, pattern) if pattern else parse_name(below)
             except DataError as error:
-                contradictions.append((str(path), str(error).removeprefix(f"{below}: ")))
+                contradictions.append((path, str(error).removeprefix(f"{below}: ")))
                 parsed = None
-            parsed = replace(parsed or sideless_slice(below), path=str(path))
-            key = (parsed.scan, path.stem) if parsed.scan and not pattern else (folder, name)
+            parsed = replace(parsed or sideless_slice(below), path=path)
+            key = (parsed.scan, below.stem) if parsed.scan and not pattern else (folder, name)
             if key in found:
-                twice.append(str(path))
+                twice.append(path)
             else:
                 found[key] = parsed
         others = [name for name in names if not is_image(name)]
