@@ -1,10 +1,11 @@
-"""The command line of train.py: flags and defaults, and what a resumed run may change."""
+"""The command line of train.py, what a resumed run may change, and what all programs share."""
 
 import argparse
 import inspect
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,6 +63,24 @@ def print_any_name() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def run_program(
+    run: Callable[[argparse.Namespace], int], args: argparse.Namespace, name: str
+) -> int:
+    """The exit code of `run`, with one line in place of a traceback for what a user can cause."""
+    print_any_name()
+    try:
+        return run(args)
+    except BrokenPipeError:  # `... | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -207,11 +226,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(argv)
     # torchrun --max-restarts starts the same command again.
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and not args.resume:
-        args.resume = own_run(args.output_dir)
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarts and not (args.output_dir or args.resume):
         parser.error("--max-restarts takes an --output-dir, to find the run again")
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and args.output_dir and not args.resume:
+        args.resume = own_run(args.output_dir)
     if args.resume:
         args = resumed_args(parser, argv, args.resume)
     if not (args.data_dir or args.demo):

@@ -13,7 +13,6 @@ Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data.
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -31,7 +30,7 @@ import decode
 import plots
 import runs
 import splits
-from arguments import Parser, add_data_arguments, print_any_name
+from arguments import Parser, add_data_arguments, run_program
 from dataset import SIDES, DataError, Slice, few
 
 SIZE = 24  # images are compared as 24 x 24 grey levels
@@ -249,16 +248,4 @@ def main(argv: list[str] | None = None) -> int:
         help="(default: contact_sheet.png)",
     )
     add_data_arguments(parser)
-    args = parser.parse_args(argv)
-    print_any_name()
-    try:
-        return run(args)
-    except BrokenPipeError:  # `dataset.py ... | head`: nobody listens any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"dataset.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("dataset.py: interrupted", file=sys.stderr)
-        return 130
+    return run_program(run, parser.parse_args(argv), "dataset.py")

@@ -39,7 +39,7 @@ import decode
 import plots
 import runs
 import volumes
-from arguments import Parser, positive_int, print_any_name
+from arguments import Parser, positive_int, run_program
 from dataset import SIDES, Found, Slice
 from perceiver import Perceiver, choose_device
 
@@ -335,7 +335,7 @@ def print_scans(rows: list[dict], as_json: bool) -> None:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Before anything slow: can what was asked for be written? Makes the folders."""
+    """Before anything slow: can what was asked for be written?"""
     for name in ("output", "attention", "attention_montage"):
         folder = getattr(args, name)
         if folder and folder.exists() and not folder.is_dir():
@@ -388,23 +388,13 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    print_any_name()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return run(args)
+        return run_program(run, args, "predict.py")
     except torch.cuda.OutOfMemoryError:
         fewer = max(1, args.batch_size // 2)
         print(f"predict.py: out of GPU memory; try --batch-size {fewer}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `predict.py ... | head`: nobody listens any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("predict.py: interrupted", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

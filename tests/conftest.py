@@ -20,6 +20,17 @@ def elsewhere(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("cwd"))
 
 
+AKOA = "OAI{patient:07d}_BaseLine_3_{hash:05x}_SAG_3D_DESS_WE_{side}.nii.gz"
+
+
+def write_scan(folder: Path, patient: int, side: str, slices: int = 40, hash: int = 0) -> str:
+    name = AKOA.format(patient=patient, side=side, hash=hash)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(slices):
+        Image.new("RGB", (4, 3)).save(folder / f"{name}_{index}.png")
+    return name
+
+
 def write_knees(folder: Path, patients: int = 8, slices: int = 8, seed: int = 0) -> None:
     """Noisy images, brighter on the side that their name says; two scans a patient."""
     rng = np.random.default_rng(seed)

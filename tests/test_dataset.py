@@ -5,20 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import AKOA, write_scan
 from PIL import Image
 
 import dataset
 from dataset import DataError
-
-AKOA = "OAI{patient:07d}_BaseLine_3_{hash:05x}_SAG_3D_DESS_WE_{side}.nii.gz"
-
-
-def write_scan(folder: Path, patient: int, side: str, slices: int = 40, hash: int = 0) -> str:
-    name = AKOA.format(patient=patient, side=side, hash=hash)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(slices):
-        Image.new("RGB", (4, 3)).save(folder / f"{name}_{index}.png")
-    return name
 
 
 @pytest.mark.parametrize(

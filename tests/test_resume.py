@@ -451,6 +451,9 @@ def test_what_torchrun_restarts_goes_on(whole_run, tmp_path, monkeypatch):
     assert train.parse_args([*arguments, str(whole_run)]).resume is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(SystemExit):  # in which folder would it look for its run?
+        train.parse_args(["--data-dir", "x"])
     assert train.parse_args([*arguments, str(tmp_path / "new")]).resume is None
     # Not begun by this torchrun: refused as at the first attempt.
     assert train.parse_args([*arguments, str(whole_run), *FLAGS]).resume is None

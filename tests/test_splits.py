@@ -10,21 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import write_scan
 
 import dataset
 import splits
 from dataset import DataError, Slice
-
-AKOA = "OAI{patient:07d}_BaseLine_3_{hash:05x}_SAG_3D_DESS_WE_{side}.nii.gz"
-
-
-def write_scan(folder: Path, patient: int, side: str, slices: int = 40, hash: int = 0) -> str:
-    name = AKOA.format(patient=patient, side=side, hash=hash)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(slices):
-        Image.new("RGB", (4, 3)).save(folder / f"{name}_{index}.png")
-    return name
 
 
 def made_up_scans(sizes: dict[str, tuple[int, int]]) -> dict[str, list[Slice]]:
