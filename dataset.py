@@ -1,450 +1,251 @@
-"""Files -> slices, scans and patients.
+"""Files -> Dataset -> subsets: what train.py reads, what a notebook calls, and a look at the data.
 
-    from dataset import find_slices, group_scans
-    slices, notes = find_slices("AKOA_Analysis")
-    scans = group_scans(slices)                       # scan name -> its slices
+    python dataset.py AKOA_Analysis                          # what is in it, and a picture of it
+    python dataset.py knees/ --write-slices slices/          # its slices as PNGs
 
-    python dataset.py AKOA_Analysis                   # what is in it, and a picture of it
+    from dataset import list_labelled, load_dataset, split
+    dataset = load_dataset(list_labelled("AKOA_Analysis"), image_size=(76, 86))
+    subsets = split(dataset)                           # {"train": Dataset, "val": ..., "test": ...}
+    pixels = subsets["test"].batch(torch.arange(64))         # (64, 1, 76, 86) uint8
 
-A slice is one 2D image: a PNG, or one of a volume's. A scan is one knee imaged once (40 slices in
-AKOA); a patient has one or more scans. Names tell them: AKOA's, folders left/ and right/, a pattern
-of your own, or a manifest.
+Prints how many slices, scans and patients of each class there are, their visits, sizes, modes and
+grey levels, copies, problems and the split that train.py would make, and draws a few slices of a
+few scans as the model will see them.
+
+Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data, 130 interrupted.
 """
 
-import csv
-import os
-import re
+import argparse
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-import volumes
+import torch
+from torch import Tensor
 
-SIDES = ("left", "right")  # class 0 and class 1
-SIDE_WORDS = {"left": "left", "l": "left", "right": "right", "r": "right"}
-SLICES_PER_SCAN = 40
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+from common.program import Parser, positive_int, run_program
+from scans import copies, overview, splits
+from scans.cache import CHUNK, open_pixels
+from scans.labelled import list_labelled
+from scans.listing import list_slices
+from scans.slices import FAILURES, DataError, Listing, Slice, by_scan
+from scans.volumes import PLANES
+from scans.writing import write_slices
 
-# OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0 (without its suffix .png)
-AKOA_NAME = re.compile(
-    r"(?P<scan>(?P<patient>OAI\d+)_.*_(?P<side>left|right|l_e_f_t|r_i_g_h_t)(\.nii(\.gz)?)?)"
-    r"_(?P<index>\d+)",
-    re.IGNORECASE,
-)
-PATTERN_GROUPS = ("patient", "scan", "side", "slice")
+__all__ = ["Dataset", "list_labelled", "list_slices", "load_dataset", "split"]
 
 
-class DataError(ValueError):
-    """Data that can't be used. The message names the file or value and says what to do."""
+@dataclass(frozen=True)
+class Dataset:
+    """Samples: slices, or whole scans. Subsets share slices and pixels and have other rows."""
+
+    slices: list[Slice]
+    pixels: Tensor  # (n, 1, height, width) uint8, those of all slices
+    rows: Tensor  # (m,): samples are slices; (m, depth): samples are scans
+    classes: list[str]
+    crc32: int | None = None  # of all pixels
+    note: str = ""  # why the pixels are in memory and not in the cache
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def samples(self) -> list[Slice]:
+        """A slice of each of the m samples: it knows label, patient and scan."""
+        return [self.slices[i] for i in self.rows.reshape(len(self), -1)[:, 0].tolist()]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The class of each sample (m,), on the device of the pixels. Raises for one without."""
+        labels = [self.classes.index(s.label) for s in self.samples]
+        return torch.tensor(labels, dtype=torch.long, device=self.pixels.device)
+
+    def batch(self, samples: Tensor) -> Tensor:
+        """The uint8 pixels of some samples (b,): (b, 1, height, width), or (b, 1, depth, ...)."""
+        pixels = self.pixels[self.rows[samples.to(self.rows.device)]]
+        return pixels if self.rows.ndim == 1 else pixels.transpose(1, 2)
+
+    def subset(self, rows: Tensor) -> "Dataset":
+        return replace(self, rows=rows)
+
+    def with_pixels(self, pixels: Tensor) -> "Dataset":
+        """The same with the same pixels, on another device."""
+        return replace(self, pixels=pixels, rows=self.rows.to(pixels.device))
+
+    def statistics(self) -> tuple[float, float]:
+        """Mean and standard deviation of its pixels on a scale from 0 to 1, exact at any size."""
+        counts = torch.zeros(256, dtype=torch.float64)
+        for chunk in self.rows.flatten().split(CHUNK):
+            counts += torch.bincount(self.pixels[chunk].flatten(), minlength=256)
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean = (counts * levels).sum() / counts.sum()
+        variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
+        return mean.item(), variance.sqrt().item()
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One 2D image.
-
-    Slice(path="AKOA/OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png", side="right",
-          patient="OAI9014797", scan="OAI9014797_..._WE_RIGHT.nii.gz", index=0)
-
-    Slice 7 of a volume has the path "knees/p01_RIGHT.nii.gz#7". A patient or scan of "" is one that
-    its name does not tell.
-    """
-
-    path: str
-    side: str
-    patient: str
-    scan: str
-    index: int
-
-
-# ---- one name -> one slice -----------------------------------------------------------------------
-
-
-def is_image(name: str) -> bool:
-    """By its ending; Thumbs.db, .DS_Store, ._copies and other litter are none."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
-def natural_order(name: str) -> list:
-    """Sort key that puts slice 2 before slice 10."""
-    parts = re.split(r"([0-9]+)", name)  # every second one is a number
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def parse_name(path: Path) -> Slice | None:
-    """What an image's path says, by its AKOA name or by a folder `left` or `right` that it lies in.
-
-    Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` and `p01/left/7.png`, also with
-    folders in between (`left/p01/visit2/7.png`, `p01/visit2/left/7.png`), are slice 7 of a left
-    knee of patient p01. Of `left/7.png` neither patient nor scan are known. Returns None if nothing
-    tells the side.
-
-    Raises:
-        DataError: name and folder tell different sides.
-    """
-    folder_side = side_of_folders(path)
-    if match := AKOA_NAME.fullmatch(path.stem):
-        side = match["side"].replace("_", "").lower()
-        if folder_side not in (None, side):
-            raise DataError(f"{path}: the name says {side}, the folder {folder_side}")
-        return Slice(str(path), side, match["patient"].upper(), match["scan"], int(match["index"]))
-    if folder_side is None:
-        return None
-    position = max(i for i, part in enumerate(path.parts) if part.lower() == folder_side)
-    name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem, re.DOTALL).groups()
-    above, below = path.parts[:position], path.parts[position + 1 : -1]
-    told = [*below[:1], *filter(None, [name]), *above[:1]]
-    scan = "/".join(filter(None, [*above, folder_side, *below, name])) if told else ""
-    return Slice(str(path), folder_side, told[0] if told else "", scan, int(index or 0))
-
-
-def side_of_folders(path: Path) -> str | None:
-    sides = [part.lower() for part in path.parts[:-1] if part.lower() in SIDES]
-    return sides[-1] if sides else None
-
-
-def side_of_word(word: str) -> str | None:
-    """left for L, Left, L_E_F_T, ..."""
-    return SIDE_WORDS.get(word.strip().replace("_", "").lower())
-
-
-def compile_pattern(text: str) -> re.Pattern:
-    """A --name-pattern, checked. Raises DataError if it is none, or has none of its groups."""
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise DataError(f"--name-pattern {text}: not a regular expression: {error}") from error
-    if not set(PATTERN_GROUPS) & set(pattern.groupindex):
-        groups = ", ".join(f"(?P<{name}>...)" for name in PATTERN_GROUPS)
-        raise DataError(f"--name-pattern {text}: has none of the groups {groups}")
-    return pattern
-
-
-def parse_by_pattern(path: Path, pattern: re.Pattern) -> Slice | None:
-    """What a pattern finds in a path below the data folder, such as `a/12_L_003.png`.
-
-    A group that it lacks: the side is that of a folder `left` or `right`; the scan is all of a
-    patient's slices of that side and folder; the slice is the number that the name ends with.
+def load_dataset(
+    listing: Listing,
+    image_size: Sequence[int] = (76, 86),
+    cache_dir: str | Path = "cache",
+    workers: int | None = None,
+    plane: str = "stored",
+) -> Dataset:
+    """Decode all slices of a listing, or open what was kept of them. Each is a sample.
 
     Raises:
-        DataError: the side is none of left, right, l and r.
+        DataError: some files can't be read; all are named.
     """
-    if not (match := pattern.search(path.as_posix())):
-        return None
-    told = {name: text or "" for name, text in match.groupdict().items()}
-    side = side_of_folders(path)
-    if told.get("side"):
-        side = side_of_word(told["side"])
-        if side is None:
-            raise DataError(f"{path}: --name-pattern finds the side {told['side']!r}, not l or r")
-    if side is None:
-        return None
-    patient, scan = told.get("patient", ""), told.get("scan", "")
-    if patient and not scan:
-        scan = "/".join([*path.parts[:-1], f"{patient} {side}"])
-    index = told.get("slice") or re.search(r"\d*$", path.stem).group()
-    return Slice(str(path), side, patient, scan, int(index) if index.isdecimal() else 0)
+    decoded = open_pixels(listing.slices, tuple(image_size), cache_dir, workers, plane)
+    if decoded.errors:
+        lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
+        count = f"{len(lines)} files can't be read; mend or remove them:"
+        raise DataError("\n".join([count, *lines]))
+    pixels, rows = torch.from_numpy(decoded.pixels), torch.arange(len(listing.slices))
+    return Dataset(listing.slices, pixels, rows, listing.classes, decoded.crc32, decoded.note)
 
 
-# ---- a folder or a manifest -> all slices --------------------------------------------------------
+def split(
+    dataset: Dataset,
+    by: str = "patient",
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
+    split_file: str | Path | None = None,
+    pairs: copies.Pairs = (),
+) -> dict[str, Dataset]:
+    """Put whole patients (or with by="scan", whole scans) into train, val and test.
 
-
-def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below root and its file names, in the same order on every machine.
-
-    Links are followed, and each folder is visited once. Folders that can't be read go to problems.
-    """
-    visited = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=problems.append):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
-            subfolders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        yield folder, sorted(names)
-
-
-class Found(NamedTuple):
-    """What is in a folder, or in a manifest."""
-
-    slices: list[Slice]  # a side of "" is one that nothing tells
-    unreadable: list[tuple[str, str]]  # folders and volumes: (path, what is wrong)
-    contradictions: list[tuple[str, str]]  # two things tell two sides: (path, who says what)
-    notes: list[str]  # about what was left out
-
-
-def find_slices(
-    data_dir: str | Path, name_pattern: str | None = None, plane: str = "stored"
-) -> tuple[list[Slice], list[str]]:
-    """Find every slice below a folder, however it is nested, or in a manifest (a CSV file).
-
-    Returns the slices, sorted by scan and slice number, and notes: plain sentences about files that
-    were left out, names that tell no patient, and scans that are not whole.
+    split_file is a CSV that says it; pairs are copies of images (see scans.copies), whose patients
+    are kept together.
 
     Raises:
-        DataError: no such folder, no slices with a side, a name that contradicts its folder, a
-            folder or volume that can't be read, a scan of two sides or patients, or names that
-            tell no scans.
+        DataError: also if a patient or an image is in two subsets, which by="scan" allows.
     """
-    root = Path(data_dir)
-    pattern = compile_pattern(name_pattern) if name_pattern else None
-    if root.is_file() and pattern:
-        raise DataError(f"{root}: a manifest tells all; leave out --name-pattern")
-    if not root.exists():
-        raise DataError(f"{data_dir}: no such folder")
-    slices, unreadable, contradictions, notes = (
-        read_manifest(root, plane) if root.is_file() else read_folder(root, pattern, plane)
+    scans = by_scan(dataset.slices)
+    if split_file:
+        subset_of = splits.read_split(split_file, scans)
+    elif by == "scan":
+        subset_of = splits.split_by_scan(scans, val_fraction, test_fraction)
+    else:
+        val = splits.HELD_OUT if val_fraction is None else val_fraction
+        test = splits.HELD_OUT if test_fraction is None else test_fraction
+        together = copies.patients_sharing_images(dataset.slices, pairs)
+        subset_of = splits.split_by_patient(scans, val, test, seed, together)
+    if by == "patient":
+        splits.check_patients(scans, subset_of)
+        copies.check_copies(dataset.slices, pairs, subset_of)
+    subsets = [subset_of[s.scan] for s in dataset.samples]
+    return {
+        name: dataset.subset(dataset.rows[[i for i, of in enumerate(subsets) if of == name]])
+        for name in splits.SUBSETS
+    }
+
+
+def split_as_told(
+    dataset: Dataset, args: argparse.Namespace, pairs: copies.Pairs, split_file: Path | None = None
+) -> dict[str, Dataset]:
+    """`split` by the flags of `add_data_arguments`, or by another split file, such as a run's."""
+    by = "scan" if args.split == "scan" and not args.split_file else "patient"
+    fractions = args.val_fraction, args.test_fraction
+    return split(dataset, by, *fractions, args.seed, split_file or args.split_file, pairs)
+
+
+def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:
+    """Scan name -> subset, of what `split` gives."""
+    return {s.scan: name for name, subset in subsets.items() for s in subset.samples}
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def add_data_arguments(group: argparse._ActionsContainer) -> None:
+    """The flags that say how data is read and split."""
+    add = group.add_argument
+    add("--classes", nargs="+", metavar="NAME", help="the labels, in order (default: left right)")
+    add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
+    add("--split", choices=["patient", "scan"], default="patient", help="whole patients, or leaky")
+    add("--split-file", type=Path, metavar="CSV", help="a table that says it: subset, scan")
+    add("--val-fraction", type=float, metavar="X", help="held out for validation (default: 0.125)")
+    add("--test-fraction", type=float, metavar="X", help="held out for the test (default: 0.125)")
+    add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86))
+    add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
+    add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps decoded slices")
+    add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")
+    add(
+        "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
     )
-    localizers = [path for path, problem in unreadable if volumes.is_localizer(problem)]
-    unreadable = [(path, problem) for path, problem in unreadable if path not in localizers]
-    if unreadable:
-        listed = [f"  {path}: {problem}" for path, problem in unreadable]
-        raise DataError("\n".join([f"{len(listed)} folders or volumes can't be read:", *listed]))
-    for path, problem in contradictions:
-        if is_image(os.path.basename(path)):
-            raise DataError(f"{path}: {problem}")
-        notes.append(f"{path}: {problem}: it is left out")
-    sideless = [s.path for s in slices if not s.side]
-    slices = [s for s in slices if s.side]
-    if not slices:
-        expected = (
-            "expected names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, "
-            "or folders left/ and right/; --name-pattern or a manifest can tell otherwise"
-        )
-        if pattern:
-            expected = f"--name-pattern {pattern.pattern} finds no side in their names"
-        what = "no images and no volumes"
-        if sideless:
-            what = f"{len(sideless)} slices but none with a side"
-            expected = f"{expected}; first: {sideless[0]}"
-        raise DataError(f"{root}: {what}; {expected}")
-    if sideless:
-        notes.append(f"{len(sideless)} slices have no side and are left out: {few(sideless)}")
-    if localizers:
-        notes.append(f"{len(localizers)} series are too short for a scan: {few(localizers)}")
-    guessed = root.is_dir() and not pattern
-    slices, more = name_the_nameless(slices, guessed)
-    check_scans(slices)
-    slices.sort(key=lambda s: (s.scan, s.index, natural_order(s.path)))
-    others = [s for s in slices if not AKOA_NAME.fullmatch(Path(s.path).stem)]
-    if guessed and others and others[0].patient != others[0].scan:
-        first = others[0]
-        more.append(
-            f"patients are guessed from names and folders: {first.path} is of patient "
-            f"{first.patient}; if that is wrong, --name-pattern or a manifest can tell"
-        )
-    sizes = Counter(s.scan for s in slices)
-    odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != SLICES_PER_SCAN]
-    if odd:
-        more.append(f"{len(odd)} scans do not have {SLICES_PER_SCAN} slices: {few(odd)}")
-    return slices, notes + more
 
 
-def read_folder(root: Path, pattern: re.Pattern | None, plane: str) -> Found:
-    """All slices and volumes below a folder."""
-    found: dict[tuple[str, str], Slice] = {}
-    twice, lost, contradictions, unreadable = [], [], [], []
-    problems: list[OSError] = []
-    for folder, names in walk(root, problems):
-        # The folder's own path says nothing of the side: /data/left/AKOA is not all left.
-        below_root = Path(folder).relative_to(root)
-        for name in filter(is_image, names):
-            path, below = os.path.join(folder, name), below_root / name
-            try:
-                parsed = parse_by_pattern(below, pattern) if pattern else parse_name(below)
-            except DataError as error:
-                contradictions.append((path, str(error).removeprefix(f"{below}: ")))
-                parsed = None
-            parsed = replace(parsed or sideless_slice(below), path=path)
-            key = (parsed.scan, below.stem) if parsed.scan and not pattern else (folder, name)
-            if key in found:
-                twice.append(path)
-            else:
-                found[key] = parsed
-        others = [name for name in names if not is_image(name)]
-        links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
-        lost += [path for path in links if not os.path.exists(path)]
-        in_folder, unusable = volumes.find_volumes(folder, others, plane, root)
-        unreadable += unusable
-        for volume in in_folder:
-            parsed, problem = parse_volume(volume, root, pattern)
-            if problem:
-                contradictions.append((volume.source, problem))
-            for s in cut(volume, parsed):
-                found[s.path, ""] = s
-    unreadable += [(error.filename, error.strerror) for error in problems]
-    notes = []
-    for paths, problem in [
-        (twice, "images are copies of slices already found and are left out"),
-        (lost, "links lead nowhere and are left out"),
-    ]:
-        if paths:
-            notes.append(f"{len(paths)} {problem}: {few(paths)}")
-    return Found(list(found.values()), unreadable, contradictions, notes)
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        prog="dataset.py", description="Say what is in a folder of slices, and draw it."
+    )
+    add = parser.add_argument
+    add("data_dir", type=Path, metavar="DIR", help="folder, or a manifest (.csv)")
+    add("--contact-sheet", type=Path, default="contact_sheet.png", metavar="PNG", help="where to")
+    add("--write-slices", type=Path, metavar="OUT", help="write all slices as PNGs there, no more")
+    add_data_arguments(parser)
+    return parser.parse_args(argv)
 
 
-def sideless_slice(path: Path) -> Slice:
-    """An image whose name tells no side: new/knee_07.png is slice 7 of the scan new/knee."""
-    name, index = re.fullmatch(r"(.*?)[-_ ]*(\d*)", path.stem, re.DOTALL).groups()
-    return Slice(str(path), "", "", str(path.parent / (name or "slices")), int(index or 0))
+def run(args: argparse.Namespace) -> int:
+    if args.write_slices:
+        return keep_slices(args)
+    sheet = args.contact_sheet
+    if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
+        raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")
+    listing = list_labelled(args.data_dir, args.classes, args.name_pattern, args.plane)
+    slices, classes = listing.slices, listing.classes
+    scans, patients = len(by_scan(slices)), len({s.patient for s in slices})
+    print(f"{args.data_dir}: {len(slices):,} slices, {scans} scans, {patients} patients")
+    for line in overview.describe_scans(slices, classes):
+        print(f"  {line}")
+    print("files:", *overview.describe_files(slices, args.workers), sep="\n")
+
+    size = tuple(args.image_size)
+    decoded = open_pixels(slices, size, args.cache_dir, args.workers, args.plane)
+    for i, text in decoded.errors.items():
+        print(f"dataset.py: {slices[i].name}: {text}", file=sys.stderr)
+    if len(decoded.errors) == len(slices):
+        raise DataError(f"{args.data_dir}: none of the files can be read")
+    whole = Dataset(slices, torch.from_numpy(decoded.pixels), torch.arange(len(slices)), classes)
+    readable = whole.subset(torch.tensor([i for i in whole.rows if int(i) not in decoded.errors]))
+    print(f"as the model sees them, {size[1]} x {size[0]}:")
+    pixels = whole.pixels[readable.rows] if decoded.errors else whole.pixels
+    for line in overview.describe_pixels(pixels, *readable.statistics()):
+        print(f"  {line}")
+    # What can't be read is black, and black images are nobody's copies.
+    pairs = copies.open_copies(whole.pixels, slices, decoded.crc32, args.cache_dir)
+    found = copies.describe_copies(slices, whole.pixels, pairs)
+    for line in [*map(str, listing.problems), decoded.note, *found]:
+        if line:
+            print(f"note: {line}")
+    if not pairs:
+        print("no image is in two scans")
+    overview.draw_contact_sheet(overview.choose_shown(slices, whole.pixels, classes), sheet)
+    print(f"contact sheet: {sheet}")
+    subsets = split_as_told(whole, args, pairs)
+    print(f"the split that train.py makes of it (--seed {args.seed}):")
+    print(splits.describe_split(by_scan(slices), subset_of_scans(subsets), classes))
+    return 1 if decoded.errors else 0
 
 
-def cut(volume: volumes.Volume, parsed: Slice) -> list[Slice]:
-    """The slices of a volume: source#0, source#1, ..."""
-    return [
-        replace(parsed, path=f"{volume.source}#{index}", index=index)
-        for index in range(volume.num_slices)
-    ]
+def keep_slices(args: argparse.Namespace) -> int:
+    """--write-slices: all that can be listed, labelled or not."""
+    listing = list_slices(args.data_dir, args.classes, args.name_pattern, args.plane)
+    written = write_slices(listing, args.write_slices, args.plane, args.workers)
+    for problem in [*listing.problems, *written.problems]:
+        print(f"dataset.py: {problem}", file=sys.stderr)
+    unlabelled = written.count - written.labelled
+    print(f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label")
+    return 1 if written.problems or listing.of_kind(*FAILURES) else 0
 
 
-def parse_volume(
-    volume: volumes.Volume, root: Path, pattern: re.Pattern | None
-) -> tuple[Slice, str]:
-    """A volume's side, patient and scan, and who contradicts whom ("" if nobody: then the side is
-    what they agree on, or "" where nothing tells it).
-
-    The patient is that of its pattern, AKOA name or DICOM PatientID; or the first folder below
-    root; or its name without the side: p01_LEFT.nii.gz and p01_RIGHT.nii.gz are both knees of p01.
-    """
-    below = Path(os.path.relpath(volume.source, root))
-    akoa = AKOA_NAME.fullmatch(f"{below.name}_0")
-    told = parse_by_pattern(below, pattern) if pattern else None
-    side, patient, scan = volume.side or "", volume.patient or "", below.as_posix()
-    problem = "" if side or volume.told_by == volumes.NOTHING else volume.told_by
-    if akoa:
-        patient, scan = akoa["patient"].upper(), akoa["scan"]
-    elif folders := [part for part in below.parts[:-1] if part.lower() not in SIDES]:
-        patient = patient or folders[0]
-    elif not patient:
-        name = re.fullmatch(r"(.*?)(\.nii|\.nii\.gz|\.\w+)?(#\d+)?", below.name)[1]
-        patient = volumes.SIDE.sub("", name).strip(" _.-")
-    if pattern and not told:
-        side = problem = ""
-    elif told:
-        patient = told.patient
-        scan = told.scan if told.scan and "scan" in pattern.groupindex else below.as_posix()
-        if side and side != told.side:
-            problem = f"--name-pattern says {told.side}, its {volume.told_by} {side}"
-        side = told.side
-    return Slice("", "" if problem else side, patient, scan, 0), problem
-
-
-def read_manifest(path: Path, plane: str) -> Found:
-    """Read a CSV with columns path and side, and where they are known patient and scan.
-
-    Paths are those of images or volumes, relative to the manifest's folder.
-
-    Raises:
-        DataError: a column is missing, or a row can't be used (it is named by its line).
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable manifest: {error}") from error
-    if not {"path", "side"} <= set(columns):
-        raise DataError(f"{path}: expected columns path,side,patient,scan, got {columns}")
-    found, unreadable, notes = {}, [], []
-    for line, row in rows:
-        side = side_of_word(row["side"] or "")
-        file = os.path.normpath(path.parent / (row["path"] or ""))
-        if side is None or not row["path"] or file in found:
-            problem = f"side must be left or right, got {row['side']!r}"
-            if side:
-                problem = f"{row['path']} is in it twice" if row["path"] else "names no path"
-            raise DataError(f"{path}, line {line}: {problem}")
-        patient, scan = ((row.get(name) or "").strip() for name in ("patient", "scan"))
-        index = int(re.search(r"\d*$", Path(file).stem).group() or 0)
-        if is_image(os.path.basename(file)):
-            scan = scan or (f"{patient} {side}" if patient else "")
-            found[file] = [Slice(file, side, patient, scan, index)]
-            continue
-        try:
-            volume = volumes.describe(file, plane)
-        except volumes.VolumeError as error:
-            unreadable.append((file, f"{error.args[-1]} ({path}, line {line})"))
-            continue
-        if volume.side != side and volume.told_by != volumes.NOTHING:
-            others = f"its {volume.told_by} {volume.side}" if volume.side else volume.told_by
-            notes.append(f"{file}: the manifest says {side}, {others}")
-        found[file] = cut(volume, Slice("", side, patient, scan or row["path"], 0))
-    slices = [s for slices in found.values() for s in slices]
-    return Found(slices, unreadable, [], notes)
-
-
-def name_the_nameless(slices: list[Slice], guessed: bool) -> tuple[list[Slice], list[str]]:
-    """Where names tell no scan, 40 slices in sorted order are one; where no patient, a scan is.
-
-    Names such as left/img_7.png, of which the same patient is guessed for all slices, tell nothing
-    either.
-
-    Raises:
-        DataError: they do not divide into scans of 40.
-    """
-    patients, scans = {s.patient for s in slices}, {(s.side, s.scan) for s in slices}
-    akoa = all(re.fullmatch(r"OAI\d+", patient) for patient in patients)
-    if guessed and len(patients) == 1 and len(scans) == len(SIDES) and not akoa:
-        slices = [replace(s, patient="", scan="") for s in slices]
-    named = [s for s in slices if s.scan]
-    notes = []
-    for side in SIDES:
-        members = [s for s in slices if s.side == side and not s.scan]
-        members.sort(key=lambda s: natural_order(s.path))
-        if len(members) % SLICES_PER_SCAN:
-            raise DataError(
-                f"the names of {len(members)} {side} slices tell neither patient nor scan, and "
-                f"they don't divide into scans of {SLICES_PER_SCAN} (first: {members[0].path}); "
-                "--name-pattern or a manifest can tell"
-            )
-        named += [
-            replace(s, scan=f"{side} {i // SLICES_PER_SCAN + 1:04}") for i, s in enumerate(members)
-        ]
-        if members:
-            notes.append(
-                f"the names of {len(members)} {side} slices tell no scan: {SLICES_PER_SCAN} in "
-                "sorted order are taken as one"
-            )
-    nameless = {s.scan for s in named if not s.patient}
-    if nameless:
-        notes.append(
-            f"the names of {len(nameless)} scans tell no patient: each is taken as a patient of "
-            "its own, and if one has several, the accuracy will be too good"
-        )
-    return [s if s.patient else replace(s, patient=s.scan) for s in named], notes
-
-
-def check_scans(slices: list[Slice]) -> None:
-    """Raise DataError with its name if a scan has two sides or two patients."""
-    for what in ("side", "patient"):
-        told = defaultdict(set)
-        for s in slices:
-            told[s.scan].add(getattr(s, what))
-        for scan, values in told.items():
-            if len(values) > 1:
-                raise DataError(
-                    f"scan {scan} is of two {what}s: {', '.join(sorted(values))}; let the scan's "
-                    "name hold more of the path"
-                )
-
-
-def few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def group_scans(slices: list[Slice]) -> dict[str, list[Slice]]:
-    """Scan name -> its slices, in the order of the names."""
-    scans = defaultdict(list)
-    for s in slices:
-        scans[s.scan].append(s)
-    return dict(sorted(scans.items()))
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv), "dataset.py")
 
 
 if __name__ == "__main__":
-    from audit import main
-
     sys.exit(main())

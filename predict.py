@@ -5,7 +5,7 @@
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
 
-Prints a line for each scan: the mean of its slices' calibrated probabilities, the side that its
+Prints a line for each scan: the mean of its slices' calibrated probabilities, the label that its
 name, folder or header gives, and a verdict: `ok`, `mismatch`, `unsure` (too close to call) or
 `unknown` (nothing to compare with). --output is a folder for predictions.csv (a row for each slice)
 and scans.csv. A file that can't be read gets a row with the error, and the others go on.
@@ -20,87 +20,50 @@ if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import hashlib
 import json
-import os
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-import dataset
-import decode
-import plots
-import runs
-import volumes
-from arguments import Parser, positive_int, run_program
-from dataset import SIDES, Found, Slice
-from perceiver import Perceiver, choose_device
+from common.files import write_csv
+from common.program import Parser, UserError, positive_int, run_program
+from common.workers import choose_device
+from dataset import Dataset, list_slices
+from evaluation.explain import draw_attention
+from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
+from perceiver import CheckpointError, Perceiver
+from scans.cache import decode_slices
+from scans.slices import FAILURES, Kind, Listing, Problem
 
-CHUNK = 2048  # files decoded at a time: memory stays the same for any number of files
-MIN_AGREEMENT = 0.75  # a scan whose slices agree less is unsure, however sure each is
-COLUMNS = {
-    "predictions": "path scan label p_left p_right error".split(),
-    "scans": "scan patient label p_left p_right slices agreement expected verdict".split(),
-}
+CHUNK = 2048  # slices decoded at a time: memory stays the same for any number of files
+VERDICTS = ("ok", "mismatch", "unsure", "unknown")
 COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
-
-
-class Prediction(NamedTuple):
-    slice: Slice  # its side is the expected one, "" where nothing tells it
-    p_right: float | None  # None where it could not be read
-    error: str = ""
-
-
-# ---- arguments and paths -> slices ---------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="predict.py",
-        description="Tell left from right knees with a trained checkpoint.",
+        description="Tell classes of slices apart, such as left and right knees, with a trained "
+        "checkpoint.",
         epilog="Exits with 3 if --audit finds a mismatch, with 1 if files can't be read.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
-    parser.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATH",
-        help="images, volumes, folders of them, a manifest CSV; - reads paths from standard input",
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write predictions.csv and scans.csv there"
-    )
-    parser.add_argument(
-        "--audit", action="store_true", help="print mismatches and unsure scans only, worst first"
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each scan")
-    parser.add_argument(
-        "--attention", type=Path, metavar="DIR", help="draw what each slice's attention reads"
-    )
-    parser.add_argument(
-        "--attention-montage", type=Path, metavar="DIR", help="draw that in one picture a scan"
-    )
-    parser.add_argument(
-        "--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too"
-    )
-    parser.add_argument("--name-pattern", metavar="REGEX", help="what names tell, as in train.py")
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=64, metavar="N", help="(default: 64)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
-    parser.add_argument(
-        "-j",
-        "--workers",
-        type=positive_int,
-        metavar="N",
-        help="threads that decode (default: all cores)",
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
+    add("paths", nargs="*", metavar="PATH", help="images, volumes, folders, manifests; - for stdin")
+    add("-o", "--output", type=Path, metavar="DIR", help="for predictions.csv and scans.csv")
+    add("--audit", action="store_true", help="print mismatches and unsure scans only, worst first")
+    add("--json", action="store_true", help="print a JSON object for each scan")
+    add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
+    add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
+    add("--name-pattern", metavar="REGEX", help="what names tell, as in train.py")
+    add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="slices at a time")
+    add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    add(
+        "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
     )
     args = parser.parse_intermixed_args(argv)  # paths may stand behind flags
     if not (args.paths or args.export):
@@ -108,101 +71,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def list_slices(paths: list[str], plane: str, pattern: re.Pattern | None) -> Found:
-    """Every slice of the images, volumes, manifests and folders given, in their order.
+class Answers(NamedTuple):
+    """What a model says of a listing."""
 
-    Scans are named and grouped as train.py does it. Where several folders are given, names of scans
-    begin with the folder's, so that patients p01 of two sites stay two.
-    """
-    everything, files = Found([], [], [], []), []
-    for path in with_standard_input(paths):
-        if os.path.isdir(path):
-            found = dataset.read_folder(Path(path), pattern, plane)
-            found.slices.sort(key=lambda s: dataset.natural_order(s.path))
-            if not (found.slices or found.unreadable):
-                found.unreadable.append((path, "no images and no volumes in this folder"))
-        elif path.lower().endswith(".csv") and os.path.isfile(path):
-            found = dataset.read_manifest(Path(path), plane)
-        else:
-            found = read_file(path, plane, pattern)
-            files += found.slices
-            found = found._replace(slices=[])
-        prefix = path if len(paths) > 1 else ""
-        named = name_scans(found.slices, prefix, guessed=not pattern and os.path.isdir(path))
-        for whole, part in zip(everything, found._replace(slices=named), strict=True):
-            whole.extend(part)
-    everything.slices.extend(name_scans(files, "", guessed=False))
-    once = {s.path: s for s in everything.slices}  # a slice given twice counts once
-    return everything._replace(slices=list(once.values()))
+    predictions: Predictions  # of the slices that can be read; their pixels are not kept
+    problems: dict[str, Problem]  # name of a slice or of what else can't be read -> why
 
 
-def with_standard_input(paths: list[str]) -> Iterator[str]:
-    for path in paths:
-        if path == "-":
-            names = sys.stdin.buffer.read().splitlines()
-            yield from (os.fsdecode(name) for name in names if name)
-        else:
-            yield path
-
-
-def read_file(path: str, plane: str, pattern: re.Pattern | None) -> Found:
-    """One image or volume. Its side is that of its name, or of the folders of the path as given."""
-    if volumes.is_volume_name(path) or volumes.is_dicom(path):
-        root = Path(path).parent.parent
-        try:
-            volume = volumes.describe(path, plane, root)
-        except volumes.VolumeError as error:
-            return Found([], [(path, str(error.args[-1]))], [], [])
-        parsed, problem = dataset.parse_volume(volume, root, pattern)
-        slices = dataset.cut(volume, replace(parsed, scan=path))
-        return Found(slices, [], [(path, problem)] if problem else [], [])
-    name = Path(path)
-    if pattern:
-        parsed = dataset.parse_by_pattern(name, pattern)
-    else:
-        parsed = dataset.parse_name(Path(name.name)) or dataset.parse_name(name)
-    parsed = parsed or dataset.sideless_slice(name)
-    return Found([replace(parsed, path=path)], [], [], [])
-
-
-def name_scans(slices: list[Slice], prefix: str, guessed: bool) -> list[Slice]:
-    """The same slices with a scan each; slices whose names tell none are one scan a folder, unless
-    they divide into scans of 40."""
-    try:
-        named = dataset.name_the_nameless([s for s in slices if s.side], guessed)[0]
-    except dataset.DataError:
-        named = [s if s.scan else replace(s, scan=str(Path(s.path).parent)) for s in slices]
-    by_path = {s.path: s for s in named}
-    slices = [by_path.get(s.path, s) for s in slices]
-    return [
-        replace(s, scan=os.path.join(prefix, s.scan))
-        if prefix and not dataset.AKOA_NAME.fullmatch(f"{s.scan}_0")
-        else s
-        for s in slices
-    ]
-
-
-# ---- slices -> predictions -----------------------------------------------------------------------
-
-
-def predict_slices(
-    model: Perceiver, slices: list[Slice], args: argparse.Namespace
-) -> Iterator[Prediction]:
-    """A prediction for each slice, in order."""
-    image_size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
-    with tqdm(total=len(slices), unit="slice", leave=False, disable=None) as bar:
-        for start in range(0, len(slices), CHUNK):
-            chunk = slices[start : start + CHUNK]
-            paths = [s.path for s in chunk]
-            images, errors = decode.load_images(
-                paths, image_size, args.workers, plane, progress=False
-            )
-            p_right = []
-            for batch in images.split(args.batch_size):
-                p_right += model.predict_proba(batch, args.batch_size)[:, 1].tolist()
-                bar.update(len(batch))
-            for i, s in enumerate(chunk):
-                yield Prediction(s, None if i in errors else p_right[i], errors.get(i, ""))
+def predict_listing(model: Perceiver, listing: Listing, args: argparse.Namespace) -> Answers:
+    """Decode and predict all slices, a chunk at a time."""
+    size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
+    readable, logits, problems = [], [], {}
+    with tqdm(total=len(listing.slices), unit="slice", leave=False, disable=None) as bar:
+        for start in range(0, len(listing.slices), CHUNK):
+            slices = listing.slices[start : start + CHUNK]
+            pixels, errors, *_ = decode_slices(slices, size, args.workers, plane, progress=False)
+            for i, text in errors.items():
+                problem = Problem(slices[i].source, Kind.UNREADABLE, text)
+                problems[slices[i].name] = problem
+            whole = torch.tensor([i for i in range(len(slices)) if i not in errors]).long()
+            dataset = Dataset(slices, torch.from_numpy(pixels), whole, listing.classes)
+            logits.append(predict(model, dataset, args.batch_size, bar=bar).logits)
+            readable += dataset.samples
+    for problem in listing.of_kind(*FAILURES):
+        problems[problem.path] = problem
+    nothing = torch.empty(0, 1, *size, dtype=torch.uint8)
+    dataset = Dataset(readable, nothing, torch.arange(len(readable)), listing.classes)
+    logits = torch.cat([torch.empty(0, len(listing.classes)), *logits])
+    return Answers(Predictions(dataset, logits, model.calibration["temperature"]), problems)
 
 
 def plane_of(model: Perceiver) -> str:
@@ -210,46 +106,11 @@ def plane_of(model: Perceiver) -> str:
     return model.preprocessing.get("plane", "stored")
 
 
-def group_scans(predictions: list[Prediction]) -> list[list[Prediction]]:
-    """The readable slices of each scan, in the order in which scans were met."""
-    members: dict[tuple[str, str, str], list[Prediction]] = {}
-    for prediction in predictions:
-        if prediction.p_right is not None:
-            s = prediction.slice
-            members.setdefault((s.scan, s.patient, s.side), []).append(prediction)
-    return list(members.values())
-
-
-def summarise(members: list[Prediction], unsure_below: float) -> dict:
-    """A scan's row of scans.csv.
-
-    `agreement` is the share of its slices that say what the scan says.
-    """
-    values = [p for _, p, _ in members]
-    p_right = sum(values) / len(values)
-    label, expected = SIDES[int(p_right > 0.5)], members[0].slice.side
-    agreement = sum((p > 0.5) == (p_right > 0.5) for p in values) / len(values)
-    verdict = "ok" if label == expected else "mismatch" if expected else "unknown"
-    if max(p_right, 1 - p_right) < unsure_below or agreement < MIN_AGREEMENT:
-        verdict = "unsure"
-    return {
-        "scan": members[0].slice.scan,
-        "patient": members[0].slice.patient,
-        "label": label,
-        "p_left": round(1 - p_right, 6),
-        "p_right": round(p_right, 6),
-        "slices": len(values),
-        "agreement": round(agreement, 4),
-        "expected": expected,
-        "verdict": verdict,
-    }
-
-
-def worst_first(rows: list[dict]) -> list[dict]:
+def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
     """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
 
     def confidence(row: dict) -> float:
-        return max(row["p_left"], row["p_right"])
+        return max(row[f"p_{name}"] for name in classes)
 
     mismatches = [row for row in rows if row["verdict"] == "mismatch"]
     unsure = [row for row in rows if row["verdict"] == "unsure"]
@@ -259,66 +120,31 @@ def worst_first(rows: list[dict]) -> list[dict]:
 # ---- files and lines -----------------------------------------------------------------------------
 
 
-def write_tables(folder: Path, predictions: list[Prediction], scans: list[dict]) -> None:
-    """Write predictions.csv and scans.csv."""
-    rows = [
-        {
-            "path": s.path,
-            "scan": s.scan,
-            "label": "" if p is None else SIDES[int(p > 0.5)],
-            "p_left": "" if p is None else f"{1 - p:.6f}",
-            "p_right": "" if p is None else f"{p:.6f}",
-            "error": error,
-        }
-        for s, p, error in predictions
-    ]
-    runs.write_csv(folder / "predictions.csv", rows, COLUMNS["predictions"])
-    runs.write_csv(folder / "scans.csv", scans, COLUMNS["scans"])
+def write_tables(folder: Path, listing: Listing, answers: Answers, scans: list[dict]) -> None:
+    """Write predictions.csv, with a row for each slice and each problem, and scans.csv."""
+    classes, predictions = listing.classes, answers.predictions
+    columns = ["path", "scan", "label", *(f"p_{name}" for name in classes), "error"]
+    said = dict(zip([s.name for s in predictions.samples], predictions.probabilities, strict=True))
+    rows = []
+    for s in listing.slices:
+        row = {"path": s.name, "scan": s.scan}
+        if s.name in said:
+            p = said[s.name]
+            row |= {"label": classes[p.argmax()], **probability_columns(p, classes)}
+        else:
+            row["error"] = answers.problems[s.name].text
+        rows.append(row)
+    for problem in listing.of_kind(*FAILURES):
+        rows.append({"path": problem.path, "scan": problem.path, "error": problem.text})
+    write_csv(folder / "predictions.csv", rows, columns)
+    columns = ["scan", "patient", "label", *(f"p_{name}" for name in classes)]
+    columns += ["slices", "agreement", "expected", "verdict"]
+    write_csv(folder / "scans.csv", scans, columns)
 
 
-def draw_pictures(
-    model: Perceiver, scans: list[list[Prediction]], rows: list[dict], args: argparse.Namespace
-) -> None:
-    """Draw what the model's attention reads: a picture for each slice, or one for each scan."""
-    size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
-    bar = tqdm(total=len(rows), desc="drawing", unit="scan", leave=False, disable=None)
-    for row, members in zip(rows, scans, strict=True):
-        paths = [s.path for s, _, _ in members]
-        images, _ = decode.load_images(paths, size, args.workers, plane, progress=False)
-        maps = torch.cat(
-            [
-                model.attention_maps(model.normalise(batch.to(model.latents.device)), average=True)
-                for batch in images.split(args.batch_size)
-            ]
-        ).numpy(force=True)  # (slices, depth, height, width)
-        grey = images[:, 0].numpy()
-        for (s, p, _), image, attention in zip(members, grey, maps, strict=True):
-            if args.attention:
-                with runs.whole_file(args.attention / f"{file_name(s.path)}.png") as temporary:
-                    title = f"{s.path}\n{describe(p)}"
-                    plots.draw_attention(title, image, attention[[0, -1]], temporary)
-        if args.attention_montage:
-            name = file_name(f"{row['scan']} {row['expected']}".strip())
-            with runs.whole_file(args.attention_montage / f"{name}.png") as temporary:
-                title = f"{row['scan']}\n{describe(row['p_right'])}, {row['verdict']}"
-                labels = [f"{s.index}: {p:.2f}" for s, p, _ in members]
-                plots.draw_montage(title, labels, grey, maps[:, -1], temporary)
-        bar.update()
-    bar.close()
-
-
-def describe(p_right: float) -> str:
-    return f"{SIDES[int(p_right > 0.5)]}, p_right {p_right:.3f}"
-
-
-def file_name(path: str) -> str:
-    """A name of its own for a picture: the end of a path, where file names can hold it."""
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", path).strip("._")[-150:] + f"_{digest}"
-
-
-def print_scans(rows: list[dict], as_json: bool) -> None:
+def print_scans(rows: list[dict], classes: list[str], as_json: bool) -> None:
     width = max((len(row["scan"]) for row in rows), default=0)
+    label_width = max(5, *map(len, classes))
     for row in rows:
         if as_json:
             print(json.dumps(row))
@@ -328,73 +154,79 @@ def print_scans(rows: list[dict], as_json: bool) -> None:
             verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
         expected = f", expected {row['expected']}" if row["expected"] else ""
         slices = f"{row['slices']} slices" if row["slices"] > 1 else "1 slice"
+        shown = f"p_{shown_class(row['label'], classes)}"
         print(
-            f"{row['scan']:<{width}}  {row['label']:<5}  p_right {row['p_right']:.3f}  "
+            f"{row['scan']:<{width}}  {row['label']:<{label_width}}  {shown} {row[shown]:.3f}  "
             f"{slices} ({row['agreement']:.0%} agree)  {verdict}{expected}"
         )
 
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Before anything slow: can what was asked for be written?"""
-    for name in ("output", "attention", "attention_montage"):
+    for name in ("output", "attention"):
         folder = getattr(args, name)
         if folder and folder.exists() and not folder.is_dir():
-            raise ValueError(f"--{name.replace('_', '-')} {folder}: is a file; name a folder")
+            raise UserError(f"--{name} {folder}: is a file; name a folder")
     if args.export and args.export.suffix != ".onnx":
-        raise ValueError(f"--export {args.export}: expected a name that ends in .onnx")
+        raise UserError(f"--export {args.export}: expected a name that ends in .onnx")
 
 
 def run(args: argparse.Namespace) -> int:
     check_outputs(args)
-    pattern = dataset.compile_pattern(args.name_pattern) if args.name_pattern else None
     model = Perceiver.from_checkpoint(args.checkpoint, choose_device(args.device))
-    if "image_size" not in model.preprocessing:
-        raise ValueError(f"{args.checkpoint}: does not say the image_size that it was trained on")
+    for name in ("image_size", "classes"):
+        if name not in model.preprocessing:
+            raise UserError(f"{args.checkpoint}: does not say the {name} that it was trained on")
     if args.export:
-        from export import export_onnx  # its packages are optional
+        from evaluation.export import export_onnx  # its packages are optional
 
         export_onnx(model, args.export)
         print(f"exported to {args.export}", file=sys.stderr)
     if not args.paths:
         return 0
-    slices, unreadable, contradictions, notes = list_slices(args.paths, plane_of(model), pattern)
-    if not (slices or unreadable):
-        raise ValueError("no path was given: standard input or the manifest is empty")
-    predictions = list(predict_slices(model, slices, args))
-    for path, problem in unreadable:
-        predictions.append(Prediction(Slice(path, "", "", path, 0), None, problem))
-    scans = group_scans(predictions)
-    rows = [summarise(members, model.calibration.get("unsure_below", 0.5)) for members in scans]
-    for folder in filter(None, (args.output, args.attention, args.attention_montage)):
+    classes = model.preprocessing["classes"]
+    listing = list_slices(args.paths, classes, args.name_pattern, plane_of(model))
+    if not (listing.slices or listing.of_kind(*FAILURES)):
+        raise UserError("no path was given: standard input or the manifest is empty")
+    answers = predict_listing(model, listing, args)
+
+    unsure_below = model.calibration.get("unsure_below", 1 / len(classes))
+    rows = [judge(scan, classes, unsure_below) for scan in answers.predictions.scans]
+    for folder in filter(None, (args.output, args.attention)):
         folder.mkdir(parents=True, exist_ok=True)
     if args.output:
-        write_tables(args.output, predictions, rows)
-    print_scans(worst_first(rows) if args.audit else rows, args.json)
-    for line in [*notes, *(f"{path}: {problem}" for path, problem in contradictions)]:
-        print(f"note: {line}", file=sys.stderr)
-    failed = [(decode.split_path(s.path)[0], error) for s, _, error in predictions if error]
-    for path, error in dict.fromkeys(failed):
-        print(f"predict.py: {path}: {error}", file=sys.stderr)
-    verdicts = Counter(row["verdict"] for row in rows)
+        write_tables(args.output, listing, answers, rows)
+    print_scans(worst_first(rows, classes) if args.audit else rows, classes, args.json)
+    for problem in listing.of_kind(Kind.REMARK, Kind.CONTRADICTION):
+        print(f"note: {problem}", file=sys.stderr)
+    for problem in dict.fromkeys(answers.problems.values()):
+        print(f"predict.py: {problem}", file=sys.stderr)
+    verdicts, failed = Counter(row["verdict"] for row in rows), len(answers.problems)
     if args.audit and not args.json:
-        counts = ", ".join(f"{verdicts[v]} {v}" for v in ("ok", "mismatch", "unsure", "unknown"))
-        print(f"{len(rows)} scans: {counts}" + (f"; {len(failed)} unreadable" if failed else ""))
-    if args.attention or args.attention_montage:
-        draw_pictures(model, scans, rows, args)
+        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        print(f"{len(rows)} scans: {counts}" + (f"; {failed} unreadable" if failed else ""))
+    if args.attention:
+        told = [row["verdict"] for row in rows]
+        draw_attention(
+            model, answers.predictions, told, args.attention, args.batch_size, args.workers
+        )
     if args.audit and verdicts["mismatch"]:
         return 3
     return 1 if failed else 0
 
 
+def run_and_explain(args: argparse.Namespace) -> int:
+    try:
+        return run(args)
+    except torch.cuda.OutOfMemoryError as error:
+        fewer = max(1, args.batch_size // 2)
+        raise UserError(f"out of GPU memory; try --batch-size {fewer}") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return run_program(run, args, "predict.py")
-    except torch.cuda.OutOfMemoryError:
-        fewer = max(1, args.batch_size // 2)
-        print(f"predict.py: out of GPU memory; try --batch-size {fewer}", file=sys.stderr)
-        return 1
+    return run_program(run_and_explain, args, "predict.py", (CheckpointError,))
 
 
 if __name__ == "__main__":

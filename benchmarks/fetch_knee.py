@@ -1,7 +1,7 @@
-"""Fetch a real knee to test volumes.py on: the source package `mskt` 0.1.22 from PyPI (92 MB).
+"""Fetch a real knee to test scans/dicom.py on: the source package `mskt` 0.1.22 from PyPI (92 MB).
 
     python benchmarks/fetch_knee.py data/mskt
-    PERCEIVER_MSKT=data/mskt/mskt-0.1.22 pytest tests/test_volumes.py
+    PERCEIVER_MSKT=data/mskt/mskt-0.1.22 pytest tests/scans/test_volumes.py
 
 Its data/ holds a sagittal DICOM series (8 echoes x 24 slices) and label maps of knees in NRRD.
 Exit codes: 0 fetched, 1 not there or not the file that it should be.

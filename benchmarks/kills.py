@@ -21,8 +21,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/kills.py`
 
-import phantom  # noqa: E402
 from perceiver import Perceiver  # noqa: E402
+from scans import phantom  # noqa: E402
 
 FLAGS = (
     "--image-size 16 16 --num-latents 8 --latent-dim 16 --depth 2 --latent-heads 2 --device cpu "

@@ -3,8 +3,9 @@
     python train.py --demo
     python benchmarks/mislabelled.py runs/<time>/best.pt            # about 3 minutes on two cores
 
-The archive is drawn by phantom.py with another seed: patients that the model never saw. Prints how
-many swapped scans are called `mismatch`, how many others are, and how many scans are `unsure`.
+The archive is drawn by scans/phantom.py with another seed: patients that the model never saw.
+Prints how many swapped scans are called `mismatch`, how many others are, and how many scans are
+`unsure`.
 """
 
 import argparse
@@ -20,23 +21,25 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/mislabelled.py`
 
-import dataset  # noqa: E402
-import phantom  # noqa: E402
+from scans import phantom  # noqa: E402
+from scans.labelled import list_labelled  # noqa: E402
+from scans.names import AKOA_NAME  # noqa: E402
+from scans.slices import by_scan  # noqa: E402
 
 OTHER = {"left": "RIGHT", "right": "LEFT"}
 
 
 def swap_sides(folder: Path, share: float, seed: int) -> set[str]:
     """Rename the files of a share of the scans to the other side. Returns their new names."""
-    scans = dataset.group_scans(dataset.find_slices(folder)[0])
+    scans = by_scan(list_labelled(folder).slices)
     count = round(share * len(scans))
     swapped = set()
     for scan in np.random.default_rng(seed).choice(sorted(scans), count, replace=False).tolist():
-        match = dataset.AKOA_NAME.fullmatch(f"{scan}_0")
+        match = AKOA_NAME.fullmatch(f"{scan}_0")
         start, end = match.span("side")
-        name = scan[:start] + OTHER[scans[scan][0].side] + scan[end:]
+        name = scan[:start] + OTHER[scans[scan][0].label] + scan[end:]
         for s in scans[scan]:
-            Path(s.path).rename(Path(s.path).with_name(f"{name}_{s.index}.png"))
+            Path(s.source).rename(Path(s.source).with_name(f"{name}_{s.number}.png"))
         swapped.add(name)
     return swapped
 

@@ -1,6 +1,7 @@
 """How long it takes from the start of a program until all slices are read, checked and split.
 
     python benchmarks/reading.py                       # draws AKOA's 18,680 files first: 3 minutes
+    python benchmarks/reading.py --patients 3          # fewer of them
     python benchmarks/reading.py --data-dir AKOA_Analysis --image-size 76 86
 
 Each start is a process of its own: the first decodes into an empty cache folder, the others open
@@ -16,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/reading.py`
 
 START = """
 import json, resource, sys, time
@@ -24,10 +24,10 @@ started = time.perf_counter()
 import train
 imported = time.perf_counter()
 args = train.parse_args(sys.argv[1:])
-subsets = train.read_subsets(args)
+subsets = train.read_subsets(args, args.classes)
 seconds = time.perf_counter() - started
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-print(json.dumps([seconds, imported - started, memory, len(subsets["train"].images)]))
+print(json.dumps([seconds, imported - started, memory, len(subsets["train"].slices)]))
 """
 
 
@@ -36,12 +36,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, help="default: phantoms, as many as AKOA's")
+    parser.add_argument("--patients", default="101", metavar="N", help="of the phantoms")
     parser.add_argument("--image-size", nargs=2, default=("76", "86"), metavar=("H", "W"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.data_dir or Path(scratch, "phantoms")
         if args.data_dir is None:
-            subprocess.run([sys.executable, ROOT / "phantom.py", folder], check=True)
+            command = [sys.executable, "-m", "scans.phantom", folder, "--patients", args.patients]
+            subprocess.run(command, cwd=ROOT, check=True)
         arguments = ["--data-dir", folder.resolve(), "--cache-dir", Path(scratch, "cache")]
         command = [sys.executable, "-c", START, *arguments, "--image-size", *args.image_size]
         for start in ("first start", "second start", "third start"):

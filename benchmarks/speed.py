@@ -45,7 +45,7 @@ from perceiver import Perceiver, autocast  # noqa: E402
 CASES = {"28x28": 4, "76x86": 2, "228x260": 2, "40x76x86": 1}  # axes -> batch
 GROWTH = ("128x128", "256x256", "384x384", "512x512")  # with a batch of 1
 MODELS = ("ours", "ours, --checkpoint-latents", "perceiver-pytorch")
-RESULTS = ROOT / "benchmarks" / "speed.json"  # those of the README
+RESULTS = ROOT / "benchmarks" / "speed.json"  # those of docs/speed.md
 
 
 # ---- one model in a process of its own -----------------------------------------------------------

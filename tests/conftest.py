@@ -1,10 +1,12 @@
 """Small real knees for the tests of the programs."""
 
+import csv
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 # A model and a run that take seconds.
@@ -12,6 +14,9 @@ TINY = (
     "--image-size 16 16 --num-latents 8 --latent-dim 16 --depth 2 --latent-heads 2 "
     "--latent-dim-head 8 --num-freq-bands 3 --epochs 12 -b 16 --lr 1e-2 --device cpu"
 ).split()
+# Everything that draws random numbers is on; 6 steps an epoch, saved after every second.
+FLAGS = [*TINY, "--epochs", "3", "--ff-dropout", "0.2", "--augment", "--mirror-swap"]
+FLAGS += ["--save-every-steps", "2"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,4 +64,52 @@ def finished_run(knees, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert train.main(["--data-dir", str(knees), "--output-dir", str(folder), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(knees, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    import train
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]) == 0
+    return folder
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Bit for bit: weights, optimizer, best checkpoint, metrics (but for the time it took)."""
+    for name in ("last.pt", "best.pt"):
+        a, b = (torch.load(run / name, weights_only=True) for run in (folder, other))
+        for key in a["model"]:
+            assert torch.equal(a["model"][key], b["model"][key]), f"{name}: {key}"
+        for i, state in a["optimizer"]["state"].items():
+            for key, value in state.items():
+                assert torch.equal(value, b["optimizer"]["state"][i][key]), f"{name}: {i} {key}"
+        assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    rows = []
+    for run in (folder, other):
+        with (run / "metrics.csv").open(newline="") as file:
+            rows.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+    for name in ("test_metrics.json", "test_predictions.csv", "split.csv"):
+        assert (folder / name).read_text() == (other / name).read_text(), name
+
+
+def name_of(patient: int, side: str, index: int) -> str:
+    return f"OAI{patient:07d}_BaseLine_1_0_{side}.nii.gz_{index}.png"
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A left and a right scan, 8 slices each, of 4 patients."""
+    from scans import phantom
+
+    folder = tmp_path_factory.mktemp("phantoms") / "knees"
+    folder.mkdir()
+    for number, side in enumerate(("left", "right") * 4):
+        name = name_of(number // 2 + 1, side.upper(), 0).removesuffix("_0.png")
+        scan = phantom.Scan(number, number // 2, side, name)
+        for i, image in enumerate(phantom.render_scan(scan, seed=0)[::5]):
+            Image.fromarray(image).convert("RGB").save(folder / f"{name}_{i}.png", compress_level=1)
     return folder

@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-import dataset
 import predict
+from dataset import list_labelled
+from evaluation.explain import file_name
 from perceiver import Perceiver
+from scans.slices import DataError, by_scan
 
 ROOT = Path(__file__).parent.parent
 
@@ -240,11 +242,12 @@ def test_paths_come_from_standard_input_a_manifest_or_a_pattern(
 
 def test_attention_is_drawn_for_each_slice_and_each_scan(finished_run, knees, tmp_path):
     paths = [str(path) for path in sorted(knees.iterdir())[:3]]
-    flags = ["--attention", str(tmp_path / "a"), "--attention-montage", str(tmp_path / "m")]
+    flags = ["--attention", str(tmp_path / "a")]
     assert predict.main([str(finished_run / "best.pt"), *paths, *flags]) == 0
-    assert len(list((tmp_path / "a").iterdir())) == 3
-    (montage,) = (tmp_path / "m").iterdir()
-    for picture in (montage, *(tmp_path / "a").iterdir()):
+    pictures = list((tmp_path / "a").iterdir())
+    assert len(pictures) == 4
+    assert sum(picture.name.startswith("scan_") for picture in pictures) == 1
+    for picture in pictures:
         assert Image.open(picture).convert("L").getextrema() == (0, 255)
 
 
@@ -291,9 +294,7 @@ def test_scans_of_two_folders_stay_apart_and_are_those_of_training(
         assert predict.main([checkpoint, str(tmp_path / folder), "--json"]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [row["scan"] for row in rows] == scans
-    sizes = [
-        len(scan) for scan in dataset.group_scans(dataset.find_slices(tmp_path / "C")[0]).values()
-    ]
+    sizes = [len(scan) for scan in by_scan(list_labelled(tmp_path / "C").slices).values()]
     assert sizes == [40, 40]
 
 
@@ -326,23 +327,15 @@ def test_contradictions_are_said_and_damaged_volumes_do_not_stop_the_others(
     output = capsys.readouterr()
     rows = [json.loads(line) for line in output.out.splitlines()]
     assert [row["expected"] for row in rows] == ["", ""]
-    assert "the name says right, the folder left" in output.err
+    assert "the name says right, its folder left" in output.err
     assert "knee_RIGHT.nii.gz: the name says right, its position left" in output.err
     assert output.err.count("cut.nii.gz") == 1
-    with pytest.raises(dataset.DataError, match=r"cut\.nii\.gz"):
-        dataset.find_slices(tmp_path)
-
-
-def test_a_scan_whose_slices_disagree_is_unsure():
-    slices = [dataset.Slice(str(i), "left", "p", "s", i) for i in range(10)]
-    for wrong, verdict in ((2, "ok"), (3, "unsure")):
-        p_right = [0.6] * wrong + [0.01] * (10 - wrong)
-        members = [predict.Prediction(s, p) for s, p in zip(slices, p_right, strict=True)]
-        assert predict.summarise(members, 0.5)["verdict"] == verdict
+    with pytest.raises(DataError, match=r"cut\.nii\.gz"):
+        list_labelled(tmp_path)
 
 
 def test_pictures_of_names_that_are_alike_do_not_replace_each_other():
-    names = [predict.file_name(name) for name in ("a b.png", "a_b.png", "\udcff" * 300, "ж" * 300)]
+    names = [file_name(name) for name in ("a b.png", "a_b.png", "\udcff" * 300, "ж" * 300)]
     assert len(set(names)) == 4 and all(len(name.encode()) < 200 for name in names)
 
 
@@ -351,3 +344,23 @@ def test_export_never_replaces_a_checkpoint(finished_run, capsys):
     assert predict.main([str(checkpoint), "--export", str(checkpoint)]) == 2
     assert "expected a name that ends in .onnx" in capsys.readouterr().err
     Perceiver.from_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_of_the_last_version_says_what_it_said(tmp_path):
+    """tests/data/last_version.json holds what that version's model said of the same pixels."""
+    known = json.loads((ROOT / "tests/data/last_version.json").read_text())
+    pixels = np.random.default_rng(known["seed"]).integers(0, 160, (8, 16, 16), np.uint8)
+    (tmp_path / "slices").mkdir()
+    for i, image in enumerate(pixels):
+        image[:, :8] += np.uint8(10 * i)
+        Image.fromarray(image).save(tmp_path / "slices" / f"knee_{i}.png")
+    checkpoint, output = str(ROOT / "tests/data/last_version.pt"), tmp_path / "out"
+    assert predict.main([checkpoint, str(tmp_path / "slices"), "-o", str(output)]) == 0
+    rows = read_csv(output / "predictions.csv")
+    assert [row["path"][-5] for row in rows] == list("01234567")
+    for row, expected in zip(rows, known["probabilities"], strict=True):
+        assert [float(row["p_left"]), float(row["p_right"])] == pytest.approx(expected, abs=2e-5)
+    (scan,) = read_csv(output / "scans.csv")
+    mean = np.mean(known["probabilities"], axis=0)
+    assert float(scan["p_right"]) == pytest.approx(mean[1], abs=2e-5)
+    assert float(scan["p_left"]) == pytest.approx(mean[0], abs=2e-5)

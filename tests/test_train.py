@@ -14,12 +14,14 @@ import torch
 from conftest import TINY, write_knees
 from PIL import Image
 
-import dataset
-import decode
-import splits
 import train
+from common.workers import StopSignals
+from dataset import Dataset, list_labelled
 from perceiver import Perceiver
-from processes import StopSignals
+from scans import splits
+from scans.cache import decode_slices
+from scans.slices import Slice, by_scan
+from training.epoch import Progress, train_one_epoch
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +68,8 @@ def test_figures_follow_from_the_predictions_and_these_from_the_checkpoint(finis
     assert metrics["slices"]["correct"] == sum(row["label"] == row["side"] for row in rows)
 
     model = Perceiver.from_checkpoint(finished_run / "best.pt")
-    images, _ = decode.load_images([row["path"] for row in rows], (16, 16))
+    slices = [Slice(row["path"], None, "", "", "", 0) for row in rows]
+    images = torch.from_numpy(decode_slices(slices, (16, 16)).pixels)
     # By hand, from the files: the model's own preprocessing, one slice at a time.
     mean, std = model.preprocessing["mean"], model.preprocessing["std"]
     for image, row in list(zip(images, rows, strict=True))[::5]:
@@ -113,11 +116,11 @@ def test_every_slice_is_seen_exactly_once_an_epoch(monkeypatch):
     images = torch.arange(37, dtype=torch.uint8)[:, None, None, None].expand(37, 1, 4, 4)
     optimizer = torch.optim.Adam(model.parameters())
     args = train.parse_args(["--data-dir", "x", "-b", "8"])
-    subset = train.Subset([], images, torch.zeros(37, dtype=torch.long), torch.arange(37))
+    slices = [Slice(str(i), None, "left", "p", "s", i) for i in range(37)]
+    subset = Dataset(slices, images, torch.arange(37), ["left", "right"])
     for epoch in (1, 2):
         with StopSignals() as signals:
-            progress = train.Progress(epoch)
-            train.train_one_epoch(model, subset, optimizer, progress, args, signals, None)
+            train_one_epoch(model, subset, optimizer, Progress(epoch), args, signals, None)
     assert sorted(seen[:37]) == sorted(seen[37:]) == list(range(37))
     assert seen[:37] != seen[37:] and seen[:37] != sorted(seen[:37])
 
@@ -140,7 +143,7 @@ def test_dry_run_takes_a_step_and_makes_no_run_folder(knees, tmp_path, monkeypat
 
 
 def test_leaking_split_file_is_refused_with_the_patients_name(knees, tmp_path, capsys):
-    scans = dataset.group_scans(dataset.find_slices(knees)[0])
+    scans = by_scan(list_labelled(knees).slices)
     subset_of = {name: "test" if "LEFT" in name else "train" for name in scans}
     subset_of[next(iter(scans))] = "val"
     splits.write_split(tmp_path / "leak.csv", scans, subset_of)
@@ -190,7 +193,7 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
     "arguments, message",
     [
         (["--data-dir", "nowhere"], "nowhere: no such folder"),
-        (["--data-dir", "ONE-SIDED"], "none of the right side"),
+        (["--data-dir", "ONE-SIDED"], "none of the slices is right"),
         (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
         (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and 0.125"),
@@ -219,7 +222,8 @@ def test_unusable_arguments_exit_2_and_are_named(knees, tmp_path, capsys, argume
 def test_each_model_argument_has_a_flag_with_the_same_default():
     args = vars(train.parse_args(["--data-dir", "x"]))
     for name, parameter in inspect.signature(Perceiver).parameters.items():
-        if name not in ("input_channels", "input_axis", "num_classes"):  # these follow the data
+        # The first three follow the data; slices of one channel need position features.
+        if name not in ("input_channels", "input_axis", "num_classes", "fourier_encode_data"):
             assert args[name] == parameter.default, name
 
 

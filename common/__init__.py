@@ -1,0 +1,1 @@
+"""Files written whole, tables, how a program ends, processes that work as one."""

@@ -1,0 +1,117 @@
+"""How a program ends: its exit code, and one line in place of a traceback for what a user caused.
+
+Exit codes: 0 done, 1 something failed, 2 unusable arguments or data, 130 interrupted. Only our own
+error types and what the system says of a file become a line: a bug keeps its traceback.
+"""
+
+import argparse
+import errno
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class UserError(ValueError):
+    """Something that whoever runs the program can mend. The message says what and how."""
+
+    exit_code = 2
+
+
+class MissingPackage(UserError):
+    """An optional package that is needed now. The message says what to install."""
+
+
+class Formatter(argparse.HelpFormatter):
+    """Adds the default of each flag that has one to its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        told = "default" in text or not action.option_strings
+        if told or action.default in (None, False, argparse.SUPPRESS):
+            return text
+        value = action.default
+        value = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        return f"{text} (default: {value})".strip()
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line; once, under torchrun. --help says the defaults."""
+
+    def __init__(self, **more):
+        super().__init__(formatter_class=Formatter, **more)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n" if speaks() else None)
+
+
+def speaks() -> bool:
+    """Whether this process is the one of several that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_any_name() -> None:
+    """File names that are no text are printed with backslashes; they end no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_program(
+    run: Callable[[argparse.Namespace], int],
+    args: argparse.Namespace,
+    name: str,
+    expected: tuple[type[Exception], ...] = (),
+) -> int:
+    """The exit code of `run`, which ends in one line where a user's input is at fault.
+
+    expected: error types besides UserError whose message is for the user, such as the model's.
+    """
+    print_any_name()
+    try:
+        return run(args)
+    except BrokenPipeError:  # `... | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UserError, *expected) as error:
+        code, message = getattr(error, "exit_code", 2), f"{error}"
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise  # not about a file that somebody named
+        code, message = 2, f"{error}"
+        if error.errno in DISK_FAILURES:
+            code, message = 1, f"{error.filename}: {error.strerror}; what was there is whole"
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    if speaks() or code == 1:  # what is wrong with arguments or data is wrong for all processes
+        print(f"{name}: {message}", file=sys.stderr)
+    return code
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def as_flag(name: str, value) -> str:
+    """An argument as it is typed: image_size, [76, 86] -> --image-size 76 86."""
+    flag = name.replace("_", "-")
+    if value is None or isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}" if value is False else f"no --{flag}"
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return " ".join([f"--{flag}", *map(str, values)])

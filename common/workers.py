@@ -1,0 +1,153 @@
+"""Processes that work as one, the device that each of them has, and the signals that stop them.
+
+Without torchrun there is one process, of rank 0.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from common.program import UserError
+
+
+class LostProcess(UserError):
+    """Another process of this run is dead, or can't be reached."""
+
+    exit_code = 1
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU where there is one. Raises UserError if it can't be used."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).add_(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name}: {str(error).splitlines()[0]}") from error
+    return torch.device(name)
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Under torchrun: join the other processes. Returns this process's device."""
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise UserError(f"{torch.cuda.device_count()} GPUs: --nproc-per-node asks for more")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # A store of its own for each restart: in a shared one gloo finds the addresses of the dead.
+    store, this_rank, count = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=this_rank, world_size=count)
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def reduce(tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
+    """Sum (or another operation) over all processes, in place."""
+    if dist.is_initialized():
+        with losing_others():
+            dist.all_reduce(tensor, operation)
+    return tensor
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    reduce(torch.zeros(()))
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """For what the first process makes and the others find made: they wait until it has."""
+    if rank() > 0:
+        wait_for_all()
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            wait_for_all()
+
+
+@contextmanager
+def losing_others() -> Iterator[None]:
+    """For what sends to other processes: where that fails, one of them is dead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LostProcess(f"process {rank()} of {processes()} lost another: {reason}") from error
+
+
+def broadcast(value):
+    """The value of the first process, in all of them."""
+    values = [value]
+    if dist.is_initialized():
+        with losing_others():
+            dist.broadcast_object_list(values)
+    return values[0]
+
+
+def leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def say(text: str) -> None:
+    """Print once, not once a process."""
+    if rank() == 0:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # `train.py | head`: nobody listens, and training goes on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+class StopSignals:
+    """SIGINT and SIGTERM: while it trains, the first lets the step finish; a second stops at once.
+
+    At other times there is nothing to save, and the first one ends the program. torchrun passes on
+    what its workers have just received themselves: that is not a second one.
+    """
+
+    def __enter__(self) -> "StopSignals":
+        self.received, self.training, self.hint = 0, False, "nothing is saved yet"
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self.receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame) -> None:
+        if self.received and "WORLD_SIZE" in os.environ and time.monotonic() < self.at + 1:
+            return
+        if self.received or not self.training:
+            if rank() == 0:  # print() is not made for signal handlers
+                os.write(2, f"train.py: stopped at once; {self.hint}\n".encode(errors="replace"))
+            raise SystemExit(128 + number)
+        self.received, self.at = number, time.monotonic()
+
+    def agreed(self) -> int:
+        """The signal that any process received: all stop after the same step."""
+        if not dist.is_initialized():
+            return self.received
+        return int(reduce(torch.tensor(self.received), dist.ReduceOp.MAX))

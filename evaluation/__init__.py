@@ -1,0 +1,1 @@
+"""Logits -> judgement: predictions, figures, calibration, pictures, report, export."""

@@ -1,0 +1,166 @@
+"""Logits of slices, and what they say of slices and of scans.
+
+predictions = predict(model, dataset, batch_size=64)
+predictions.probabilities                       # (samples, classes), calibrated
+for scan in predictions.scans:
+    print(scan.name, judge(scan, predictions.classes, unsure_below=0.8))
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.workers import processes, rank, reduce
+from dataset import Dataset
+from evaluation.calibration import probabilities
+from evaluation.metrics import Outcomes
+from perceiver import Perceiver
+from scans.slices import Slice
+
+MIN_AGREEMENT = 0.75  # a scan whose slices agree less is unsure, however sure each is
+
+
+class Scan(NamedTuple):
+    """What a model says of one scan: the mean of what it says of its slices."""
+
+    name: str
+    patient: str
+    label: str  # what it is said to be; "" where nothing tells it
+    members: list[int]  # its samples
+    probabilities: np.ndarray  # (classes,)
+    before: np.ndarray  # (classes,), before calibration
+    agreement: float  # the share of its slices that say what the scan says
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of the samples of a dataset."""
+
+    dataset: Dataset
+    logits: Tensor  # (samples, classes) float32 on the CPU, before calibration
+    temperature: float = 1.0
+
+    @property
+    def classes(self) -> list[str]:
+        return self.dataset.classes
+
+    @property
+    def samples(self) -> list[Slice]:
+        return self.dataset.samples
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each sample (samples,). Raises ValueError for one that has no label."""
+        return self.dataset.labels.numpy(force=True)
+
+    @property
+    def patients(self) -> list[str]:
+        return [s.patient for s in self.samples]
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """softmax(logits / temperature) in double precision (samples, classes)."""
+        return probabilities(self.logits, self.temperature)
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        return probabilities(self.logits, 1.0)
+
+    @cached_property
+    def scans(self) -> list[Scan]:
+        """Each scan, in the order in which they were met."""
+        members: dict[tuple[str, str, str], list[int]] = {}
+        for i, s in enumerate(self.samples):
+            members.setdefault((s.scan, s.patient, s.label), []).append(i)
+        scans = []
+        for identity, rows in members.items():
+            mean, before = (mean_of(p[rows]) for p in (self.probabilities, self.before))
+            agreement = float((self.probabilities[rows].argmax(1) == mean.argmax()).mean())
+            scans.append(Scan(*identity, rows, mean, before, agreement))
+        return scans
+
+    def of_slices(self) -> Outcomes:
+        return Outcomes(self.probabilities, self.labels, self.patients, self.before)
+
+    def of_scans(self) -> Outcomes:
+        scans = self.scans
+        return Outcomes(
+            np.stack([scan.probabilities for scan in scans]),
+            np.array([self.classes.index(scan.label) for scan in scans]),
+            [scan.patient for scan in scans],
+            np.stack([scan.before for scan in scans]),
+        )
+
+
+def mean_of(p: np.ndarray) -> np.ndarray:
+    """The mean over slices (slices, classes); of two classes the first is exactly 1 - the other."""
+    mean = p.sum(axis=0) / len(p)
+    if len(mean) == 2:
+        mean[0] = 1 - mean[1]
+    return mean
+
+
+def predict(
+    model: Perceiver,
+    dataset: Dataset,
+    batch_size: int = 64,
+    amp: bool | None = None,
+    bar: tqdm | None = None,
+) -> Predictions:
+    """What a model says of each sample; each of several processes predicts its share.
+
+    amp as in `perceiver.autocast`; bar is updated by samples.
+    """
+    logits = torch.zeros(len(dataset), model.config["num_classes"])
+    for batch in torch.arange(rank(), len(dataset), processes()).split(batch_size):
+        logits[batch] = model.predict_logits(dataset.batch(batch), batch_size, amp)
+        if bar is not None:
+            bar.update(len(batch))
+    return Predictions(dataset, reduce(logits), model.calibration["temperature"])
+
+
+def judge(scan: Scan, classes: list[str], unsure_below: float) -> dict:
+    """A scan's row of scans.csv.
+
+    It is `unsure` if it is less sure than `unsure_below`, or its slices agree too little; else it
+    is `ok` or a `mismatch`, or `unknown` where nothing tells what it should be.
+    """
+    label = classes[scan.probabilities.argmax()]
+    verdict = "ok" if label == scan.label else "mismatch" if scan.label else "unknown"
+    if scan.probabilities.max() < unsure_below or scan.agreement < MIN_AGREEMENT:
+        verdict = "unsure"
+    shares = {
+        f"p_{name}": round(float(p), 6) for name, p in zip(classes, scan.probabilities, strict=True)
+    }
+    return {
+        "scan": scan.name,
+        "patient": scan.patient,
+        "label": label,
+        **shares,
+        "slices": len(scan.members),
+        "agreement": round(scan.agreement, 4),
+        "expected": scan.label,
+        "verdict": verdict,
+    }
+
+
+def shown_class(label: str, classes: list[str]) -> str:
+    """The class whose probability is shown beside a label: of two always the second."""
+    return classes[1] if len(classes) == 2 else label
+
+
+def say_label(p: np.ndarray, classes: list[str]) -> tuple[str, str]:
+    """The label and one probability as text: ("right", "p_right 0.993")."""
+    label = classes[p.argmax()]
+    shown = shown_class(label, classes)
+    return label, f"p_{shown} {p[classes.index(shown)]:.3f}"
+
+
+def probability_columns(p: np.ndarray, classes: list[str]) -> dict[str, str]:
+    """The cells of a table: p_left, p_right, ..."""
+    return {f"p_{name}": f"{value:.6f}" for name, value in zip(classes, p, strict=True)}

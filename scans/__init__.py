@@ -1,0 +1,1 @@
+"""Disk -> slices, scans, patients, grey levels."""

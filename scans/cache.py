@@ -1,0 +1,181 @@
+"""Slices -> pixels: decoded once, and then kept in a file that is memory-mapped.
+
+decoded = decode_slices(listing.slices, (76, 86))           # .pixels (n, 1, 76, 86) uint8
+decoded = open_pixels(listing.slices, (76, 86), "cache")    # the same, from a file
+"""
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common.files import whole_file, write_json
+from scans.images import ImageError, read_image, resize
+from scans.slices import Slice
+from scans.volumes import VolumeError, read_slices, source_files
+
+CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
+LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
+CHUNK = 4096  # images at a time where all of them might not fit into memory
+
+
+class Decoded(NamedTuple):
+    """The pixels of n slices; those that could not be read are black."""
+
+    pixels: np.ndarray  # (n, 1, height, width) uint8
+    errors: dict[int, str]  # position -> what is wrong, in one line
+    crc32: int | None = None  # of all pixels, where they were opened with a cache
+    note: str = ""  # why they are in memory and not in a file
+
+
+def decode_slices(
+    slices: list[Slice],
+    image_size: tuple[int, int],
+    workers: int | None = None,
+    plane: str = "stored",
+    progress: bool = True,
+    into: np.ndarray | None = None,
+) -> Decoded:
+    """Decode all slices, in threads (Pillow releases the interpreter lock while it decodes).
+
+    plane is the one in which volumes are cut; into is an array to fill, in place of a new one.
+    """
+    pixels = np.zeros((len(slices), 1, *image_size), np.uint8) if into is None else into
+    errors = {}
+    jobs = defaultdict(list)  # what is read at once -> positions
+    for position, s in enumerate(slices):
+        jobs[s.source, s.index is None].append(position)
+
+    def decode(positions: list[int]) -> int:
+        first = slices[positions[0]]
+        try:
+            if first.volume is None:
+                pixels[positions, 0] = read_image(first.source, image_size)
+            else:
+                cut = read_slices(first.volume, plane)
+                for position in positions:
+                    image = Image.fromarray(cut[slices[position].index])
+                    pixels[position, 0] = resize(image, image_size)
+        except (ImageError, VolumeError) as error:
+            pixels[positions] = 0
+            errors.update(dict.fromkeys(positions, error.text))
+        return len(positions)
+
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        # disable=None: a bar on a terminal, nothing in a log file
+        tqdm(
+            total=len(slices), desc="reading", unit="slice", disable=None if progress else True
+        ) as bar,
+    ):
+        for count in pool.map(decode, jobs.values()):
+            bar.update(count)
+    return Decoded(pixels, dict(sorted(errors.items())))
+
+
+# ---- decoded once --------------------------------------------------------------------------------
+
+
+class Unreadable(Exception):
+    """Some slices can't be decoded, so that none are kept."""
+
+
+def open_pixels(
+    slices: list[Slice],
+    image_size: tuple[int, int],
+    cache_dir: str | Path,
+    workers: int | None = None,
+    plane: str = "stored",
+) -> Decoded:
+    """`decode_slices` into a memory-mapped file below cache_dir, which a second start just opens.
+
+    The file's name follows from the paths, sizes and times of the files, the image size and the
+    plane; its checksum is checked. It may be larger than memory. Where files can't be read or the
+    cache can't be written, the pixels are in memory.
+    """
+    shape = (len(slices), 1, *image_size)
+
+    def in_memory(note: str = "") -> Decoded:
+        decoded = decode_slices(slices, image_size, workers, plane)
+        return decoded._replace(crc32=crc32_of(decoded.pixels), note=note)
+
+    try:
+        target = Path(cache_dir, f"{cache_key(slices, image_size, plane)}.npy")
+    except (OSError, ValueError):  # of a file that decoding will name
+        return in_memory()
+    try:
+        if kept := open_kept(target, shape):
+            return kept
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
+        with suppress(Unreadable), whole_file(target) as temporary:
+            mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up while mapped is a crash
+                with open(temporary, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+            errors = decode_slices(slices, image_size, workers, plane, into=mapped).errors
+            if errors:
+                raise Unreadable
+            mapped.flush()
+        checksum = crc32_of(mapped)
+        if errors:
+            return Decoded(mapped, errors, checksum)
+        write_json(target.with_suffix(".json"), {"crc32": checksum})
+        return Decoded(np.load(target, mmap_mode="c"), {}, checksum)
+    except OSError as error:
+        return in_memory(f"{cache_dir}: {error.strerror or error}: slices are decoded into memory")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left unfinished, but nothing that one may be writing now."""
+    for path in folder.glob(".*.unfinished.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND:
+                path.unlink()
+
+
+def cache_key(slices: list[Slice], image_size: tuple[int, int], plane: str) -> str:
+    """A name that changes with any file's path, size or time, and with what is made of them."""
+    key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)} {plane}".encode())
+    files = {}
+    for s in slices:
+        if s.source not in files:
+            parts = source_files(s.volume) if s.volume else [s.source]
+            files[s.source] = [(os.stat(part).st_size, os.stat(part).st_mtime_ns) for part in parts]
+        key.update(
+            f"{os.path.abspath(s.name)} {files[s.source]}\n".encode(errors="surrogateescape")
+        )
+    return key.hexdigest()[:32]
+
+
+def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
+    """Map a file that open_pixels wrote; None if there is none, or not a whole one."""
+    try:
+        checksum = json.loads(path.with_suffix(".json").read_text())["crc32"]
+        kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
+    except FileNotFoundError:
+        return None
+    except OSError:
+        raise
+    except Exception:  # of a damaged header or checksum: ValueError, EOFError, TokenError, ...
+        return None
+    if not isinstance(kept, np.ndarray) or kept.shape != shape or kept.dtype != np.uint8:
+        return None
+    return Decoded(kept, {}, checksum) if crc32_of(kept) == checksum else None
+
+
+def crc32_of(pixels: np.ndarray) -> int:
+    checksum = 0
+    for start in range(0, len(pixels), CHUNK):
+        checksum = zlib.crc32(pixels[start : start + CHUNK], checksum)
+    return checksum

@@ -1,0 +1,96 @@
+"""One image file -> grey levels.
+
+read_image("left/p01_7.png", (76, 86))          # uint8 array (76, 86)
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from scans.slices import DataError
+
+MAX_PIXELS = 20_000_000  # far above any slice; as RGBA, that takes 240 MB a thread
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow would try all it knows: EPS runs Ghostscript
+
+
+class ImageError(DataError):
+    """An image that can't be decoded."""
+
+    def __init__(self, path: str | Path, text: str):
+        super().__init__(f"{path}: {text}")
+        self.text = text
+
+
+@contextmanager
+def foreign(path: str | Path) -> Iterator[None]:
+    """Around Pillow's own reading alone: it may raise anything at all of a damaged file.
+
+    OSError, SyntaxError, ValueError, zlib.error, struct.error, ... all become an ImageError.
+    """
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ImageError(path, "not an image, or a damaged one") from None
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except Exception as error:
+        text = " ".join(f"{error or type(error).__name__}".split())
+        raise ImageError(path, text) from error
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file, without decoding it. Raises ImageError."""
+    with foreign(path):
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    if not is_file:  # to open a pipe would wait for ever
+        raise ImageError(path, "not a file")
+    with foreign(path):
+        return Image.open(path, formats=FORMATS)
+
+
+def read_grey(path: str | Path) -> Image.Image:
+    """Decode one image file to grey levels from 0 to 255: an image of mode L, or F (16-bit files).
+
+    16-bit images are scaled to 8 bits (not clipped), transparent pixels are black, colours become
+    luminance (equal channels keep their value exactly).
+
+    Raises:
+        ImageError: it is damaged, too large, or not one slice of 8 or 16 bits.
+    """
+    with open_image(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                path, f"{image.width} x {image.height} pixels are too many for a slice"
+            )
+        if getattr(image, "is_animated", False):
+            raise ImageError(path, "holds several images, expected one slice")
+        with foreign(path):
+            image.load()
+        low, high = image.getextrema() if image.mode == "I" else (0, 0)
+        if image.mode == "F" or low < 0 or high > 65535:
+            raise ImageError(
+                path, "more than 16 bits a pixel, or below 0: convert it to 8 or 16 bits"
+            )
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).astype(np.float32))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            black = Image.new("RGBA", image.size, "black")
+            return Image.alpha_composite(black, image).convert("L")
+        return image.convert("L")
+
+
+def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
+    """Decode one image file and resize it: uint8 array (height, width). Raises as `read_grey`."""
+    return resize(read_grey(path), image_size)
+
+
+def resize(image: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
+    height, width = image_size
+    image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
+    return np.asarray(image).round().astype(np.uint8)

@@ -1,0 +1,406 @@
+"""Folders, files, manifests and standard input -> all slices in them, each named once and whole.
+
+    listing = list_slices("AKOA_Analysis")
+    listing.slices, listing.problems, listing.classes
+
+What can be trained on: `labelled.list_labelled`.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.files import few, read_csv
+from scans import names
+from scans.dicom import Volumes, find_series, is_dicom, problem_of
+from scans.names import Told, is_image, label_of_word, natural_order, weigh
+from scans.slices import (
+    FAILURES,
+    SIDES,
+    Contradiction,
+    DataError,
+    Kind,
+    Listing,
+    Problem,
+    Slice,
+    Volume,
+)
+from scans.volumes import VolumeError, check_volume, plan_cut, read_header, side_of_position
+
+SLICES_PER_SCAN = 40  # as in AKOA
+
+
+class Found(NamedTuple):
+    """An image or a volume, and what is told of it: what slices are made of."""
+
+    source: str
+    told: Told
+    volume: Volume | None = None
+    count: int = 1  # slices of a volume
+
+    def slices(self, prefix: str = "") -> Iterator[Slice]:
+        """Its slices; a prefix stands before the scan's name, unless that is AKOA's."""
+        told = self.told
+        if prefix and not names.AKOA_NAME.fullmatch(f"{told.scan}_0"):
+            told = told._replace(scan=os.path.join(prefix, told.scan))
+        if self.volume is None:
+            yield Slice(self.source, None, *told)
+        else:
+            for i in range(self.count):
+                yield Slice(self.source, i, *told._replace(number=i), self.volume)
+
+
+# ---- everything that is there --------------------------------------------------------------------
+
+
+def list_slices(
+    paths: str | Path | Sequence[str | Path],
+    classes: Sequence[str] | None = None,
+    name_pattern: str | None = None,
+    plane: str = "stored",
+) -> Listing:
+    """Every slice of the images, volumes, folders and manifests (.csv) given, in their order.
+
+    Where several folders are given, names of scans begin with the folder's, so that patients p01 of
+    two sites stay two. "-" stands for a list of paths on standard input. A slice given twice counts
+    once.
+
+    Args:
+        classes: the labels, in order. By default left and right; a manifest alone tells its own.
+        name_pattern: a regular expression with groups patient, scan, label (or side) and slice.
+        plane: how volumes will be cut; it says how many slices they have.
+
+    Raises:
+        DataError: a pattern or a manifest that can't be used.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    paths = [os.fspath(path) for path in paths]
+    pattern = names.compile_pattern(name_pattern) if name_pattern else None
+    if classes is None and len(paths) == 1 and is_manifest(paths[0]):
+        classes = classes_of_manifest(Path(paths[0]))
+    classes = check_classes(classes or SIDES)
+
+    lister = Lister(classes, pattern, plane)
+    slices, files = [], []
+    for path in with_standard_input(paths):
+        is_folder = os.path.isdir(path)
+        if not (is_folder or is_manifest(path)):
+            files += lister.read_file(path)  # they are named together
+            continue
+        found = lister.read_folder(Path(path)) if is_folder else lister.read_manifest(Path(path))
+        prefix = path if len(paths) > 1 else ""
+        for named in lister.name_scans(found, is_folder and not pattern):
+            slices += named.slices(prefix)
+    for named in lister.name_scans(files, guessed=False):
+        slices += named.slices()
+    once = {(s.source, s.index): s for s in slices}
+    return Listing(list(once.values()), lister.problems, classes)
+
+
+def check_classes(classes: Sequence[str]) -> list[str]:
+    """Raise DataError unless there are two or more that differ in more than their case."""
+    different = {label.strip().lower() for label in classes} - {""}
+    if len(different) < 2 or len(different) < len(classes):
+        given = " ".join(classes)
+        raise DataError(f"--classes {given}: expected two or more labels that differ")
+    return list(classes)
+
+
+def with_standard_input(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        if path == "-":
+            lines = sys.stdin.buffer.read().splitlines()
+            yield from (os.fsdecode(line) for line in lines if line)
+        else:
+            yield path
+
+
+def is_manifest(path: str) -> bool:
+    return path.lower().endswith(".csv") and os.path.isfile(path)
+
+
+def label_column(path: Path, columns: list[str]) -> str:
+    """`label`, or `side` where it is called so. Raises DataError if a column is missing."""
+    for column in ("label", "side"):
+        if {"path", column} <= set(columns):
+            return column
+    raise DataError(f"{path}: expected columns path,label,patient,scan, got {columns}")
+
+
+def classes_of_manifest(path: Path) -> list[str]:
+    """The labels of a manifest, in natural order: left and right if all of its labels are sides."""
+    columns, rows = read_csv(path, "manifest")
+    column = label_column(path, columns)
+    words = [(row[column] or "").strip() for _, row in rows]
+    if column == "side" or all(label_of_word(word, SIDES) for word in words):
+        return list(SIDES)
+    spellings: dict[str, str] = {}
+    for word in filter(None, words):
+        spellings.setdefault(word.lower(), word)
+    return sorted(spellings.values(), key=natural_order)
+
+
+def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below root and its file names, in the same order on every machine.
+
+    Links are followed, and each folder is visited once. Folders that can't be read go to problems.
+    """
+    visited = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=problems.append):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        yield folder, sorted(files)
+
+
+# ---- volumes -------------------------------------------------------------------------------------
+
+
+def find_volumes(folder: str, files: list[str], plane: str = "stored") -> Volumes:
+    """The volumes among the files of one folder, by their headers; pixels are not read.
+
+    Raises:
+        MissingPackage: there are such files, but SimpleITK is not installed.
+    """
+    headers, problems, found = [], [], []
+    for name in sorted(filter(names.is_volume_name, files)):
+        try:
+            headers.append(read_header(os.path.join(folder, name)))
+        except VolumeError as error:
+            problems.append(problem_of(error))
+    series = find_series(folder, files)
+    for volume in [*headers, *series.volumes]:
+        try:
+            check_volume(volume)
+            plan_cut(volume, plane)
+            found.append(volume)
+        except VolumeError as error:
+            problems.append(problem_of(error))
+    return Volumes(found, [*problems, *series.problems])
+
+
+def open_volume(path: str | Path, plane: str = "stored") -> Volume:
+    """One volume, given by its file or its DICOM folder. Raises VolumeError if there is none."""
+    path = os.fspath(path)
+    is_folder = os.path.isdir(path)
+    folder, files = (path, os.listdir(path)) if is_folder else os.path.split(path)
+    found = find_volumes(folder, files if is_folder else [files], plane)
+    if found.volumes:
+        return found.volumes[0]
+    for problem in found.problems:
+        raise VolumeError(problem.path, problem.text)
+    raise VolumeError(path, "no image and no volume, or no such file")
+
+
+def witnesses(volume: Volume, name: str, classes: list[str]) -> list[tuple[str, str]]:
+    """Who tells which label of a volume: its name or folder, and of sides header and position."""
+    if not names.are_sides(classes):
+        of_folder = names.label_of_folders(Path(name, "_"), classes)
+        return [("folder", of_folder)] if of_folder else []
+    said = [("name", names.side_in_name(name))]
+    said += [("header", side) for side in sorted(volume.sides)]
+    said += [("position", side_of_position(volume))]
+    return [(who, label_of_word(side, classes)) for who, side in said if side]
+
+
+# ---- one folder, file or manifest ----------------------------------------------------------------
+
+
+class Lister:
+    """Reads folders, files and manifests for some classes; what is wrong goes to `problems`."""
+
+    def __init__(self, classes: list[str], pattern: re.Pattern | None = None, plane="stored"):
+        self.classes, self.pattern, self.plane = classes, pattern, plane
+        self.problems: list[Problem] = []
+
+    def note(self, kind: Kind, text: str, path: str = "") -> None:
+        self.problems.append(Problem(path, kind, text))
+
+    def read_folder(self, root: Path) -> list[Found]:
+        """All images and volumes below a folder, in natural order.
+
+        Its own path says nothing: /data/left is not all left.
+        """
+        found: dict[tuple[str, ...], Found] = {}
+        twice, lost, failures, before = [], [], [], len(self.problems)
+        for folder, files in walk(root, failures):
+            below_root = Path(folder).relative_to(root)
+            for name in filter(is_image, files):
+                path, below = os.path.join(folder, name), below_root / name
+                told, key = self.tell_image(path, below), (folder, name)
+                if told.scan and not self.pattern:
+                    key = (told.label, told.scan, below.stem)
+                if key in found:
+                    twice.append(path)
+                else:
+                    found[key] = Found(path, told)
+            others = [name for name in files if not is_image(name)]
+            links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
+            lost += [path for path in links if not os.path.exists(path)]
+            volumes, problems = find_volumes(folder, others, self.plane)
+            self.problems += problems
+            for volume in volumes:
+                found[volume.source, ""] = self.found(volume, self.tell_volume(volume, root))
+        for error in failures:
+            self.note(Kind.UNREADABLE, error.strerror, error.filename)
+        for paths, text in [
+            (twice, "images are copies of slices already found and are left out"),
+            (lost, "links lead nowhere and are left out"),
+        ]:
+            if paths:
+                self.note(Kind.REMARK, f"{len(paths)} {text}: {few(paths)}")
+        if not (found or any(problem.kind in FAILURES for problem in self.problems[before:])):
+            self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))
+        return sorted(found.values(), key=lambda f: natural_order(f.source))
+
+    def read_file(self, path: str) -> list[Found]:
+        """One image or volume. Its label is that of its name, or of the folders of the path."""
+        if names.is_volume_name(path) or is_dicom(path):
+            try:
+                volume = open_volume(path, self.plane)
+            except VolumeError as error:
+                self.note(Kind.UNREADABLE, error.text, path)
+                return []
+            told = self.tell_volume(volume, Path(path).parent.parent)
+            return [self.found(volume, told._replace(scan=path))]
+        told = None
+        if not self.pattern:
+            told = names.parse_name(Path(os.path.basename(path)), self.classes)
+        if not (told and told.label):  # the name alone does not tell it
+            told = self.tell_image(path, Path(path))
+        return [Found(path, told)]
+
+    def read_manifest(self, path: Path) -> list[Found]:
+        """A CSV with columns path and label (or side), and where they are known patient and scan.
+
+        Paths are those of images or volumes, relative to the manifest's folder.
+
+        Raises:
+            DataError: a column is missing, or a row can't be used (it is named by its line).
+        """
+        columns, rows = read_csv(path, "manifest")
+        column = label_column(path, columns)
+        found: dict[str, Found] = {}
+        for line, row in rows:
+            label = label_of_word(row[column] or "", self.classes)
+            file = os.path.normpath(path.parent / (row["path"] or ""))
+            if label is None or not row["path"] or file in found:
+                problem = f"{column} must be {' or '.join(self.classes)}, got {row[column]!r}"
+                if label is not None:
+                    problem = f"{row['path']} is in it twice" if row["path"] else "names no path"
+                raise DataError(f"{path}, line {line}: {problem}")
+            patient, scan = ((row.get(name) or "").strip() for name in ("patient", "scan"))
+            if is_image(os.path.basename(file)):
+                scan = scan or (f"{patient} {label}" if patient else "")
+                number = names.number_at_end(Path(file).stem)
+                found[file] = Found(file, Told(label, patient, scan, number))
+                continue
+            try:
+                volume = open_volume(file, self.plane)
+                found[file] = self.found(volume, Told(label, patient, scan or row["path"]))
+                weigh([("manifest", label), *witnesses(volume, file, self.classes)])
+            except VolumeError as error:
+                self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {line})", file)
+            except Contradiction as error:
+                self.note(Kind.REMARK, str(error), file)
+        return list(found.values())
+
+    def found(self, volume: Volume, told: Told) -> Found:
+        return Found(volume.source, told, volume, plan_cut(volume, self.plane).slices)
+
+    def tell_image(self, path: str, below: Path) -> Told:
+        """What an image's path below the data folder says."""
+        try:
+            if self.pattern:
+                told = names.parse_by_pattern(below, self.pattern, self.classes)
+            else:
+                told = names.parse_name(below, self.classes)
+        except Contradiction as error:
+            self.note(Kind.CONTRADICTION, str(error), path)
+            told = None
+        return told or names.parse_unlabelled(below)
+
+    def tell_volume(self, volume: Volume, root: Path) -> Told:
+        """A volume's label, patient and scan. Where two things tell two labels it has none.
+
+        The patient is that of a pattern, an AKOA name or the DICOM PatientID; or the first folder
+        below root; or its name without the side: p01_LEFT.nii.gz and p01_RIGHT.nii.gz are both
+        knees of p01.
+        """
+        below = Path(os.path.relpath(volume.path, root))
+        if below == Path("."):  # the folder of DICOM files itself
+            below = Path(os.path.basename(os.path.abspath(root)))
+        patient = volume.tags.get("patient", "")
+        series = volume.source.removeprefix(volume.path)  # "", or #2 for a folder's second one
+        scan = below.as_posix() + series
+        folders = [f for f in below.parts[:-1] if names.label_of_folder(f, self.classes) is None]
+        if akoa := names.AKOA_NAME.fullmatch(f"{below.name}_0"):
+            patient, scan = akoa["patient"].upper(), akoa["scan"] + series
+        elif folders:
+            patient = patient or folders[0]
+        elif not patient:
+            patient = names.without_side(below.name)
+        said, label = [], ""
+        try:
+            if self.pattern:
+                told = names.parse_by_pattern(below, self.pattern, self.classes)
+                if told is None:
+                    return Told("", patient, scan)
+                patient = told.patient
+                scan = told.scan if told.scan and "scan" in self.pattern.groupindex else scan
+                said.append(("pattern", told.label))
+            label = weigh([*said, *witnesses(volume, str(below), self.classes)])
+        except Contradiction as error:
+            self.note(Kind.CONTRADICTION, str(error), volume.source)
+        return Told(label, patient, scan)
+
+    def name_scans(self, found: list[Found], guessed: bool) -> list[Found]:
+        """The same with a scan each: where names tell none, 40 slices in sorted order are one;
+        where they tell no patient, a scan is one.
+
+        Names such as left/img_7.png, of which the same patient is guessed for all slices, tell
+        nothing either. Where they do not divide into scans of 40, that is a problem, and they are
+        one scan a folder. What has no label keeps what its name says.
+        """
+        told = {f.source: f.told for f in found if f.told.label}
+        patients = {t.patient for t in told.values()}
+        scans = {(t.label, t.scan) for t in told.values()}
+        by_name = all(map(names.AKOA_PATIENT.fullmatch, patients))
+        by_name = by_name or all(names.tells_patient(Path(source)) for source in told)
+        alike = guessed and len(patients) == 1 and len(scans) == len(self.classes) and not by_name
+        images = [f.source for f in found if f.volume is None and f.source in told]
+        nameless = sorted((x for x in images if alike or not told[x].scan), key=natural_order)
+        by_label = {x: [s for s in nameless if told[s].label == x] for x in self.classes}
+        odd = {label: some for label, some in by_label.items() if len(some) % SLICES_PER_SCAN}
+        for label, some in odd.items():
+            text = (
+                f"the names of {len(some)} {label} slices tell neither patient nor scan, and they "
+                f"don't divide into scans of {SLICES_PER_SCAN} (first: {some[0]}); --name-pattern "
+                "or a manifest can tell"
+            )
+            self.note(Kind.NAMELESS, text)
+        if odd:
+            for source in [source for source in told if not told[source].scan]:
+                told[source] = told[source]._replace(scan=str(Path(source).parent))
+            return [f._replace(told=told.get(f.source, f.told)) for f in found]
+        for label, some in by_label.items():
+            for i, source in enumerate(some):
+                scan = f"{label} {i // SLICES_PER_SCAN + 1:04}"
+                told[source] = told[source]._replace(patient="", scan=scan)
+            if some:
+                text = f"the names of {len(some)} {label} slices tell no scan: {SLICES_PER_SCAN} "
+                self.note(Kind.GUESSED, text + "in sorted order are taken as one")
+        if lonely := {t.scan for t in told.values() if not t.patient}:
+            text = (
+                f"the names of {len(lonely)} scans tell no patient: each is taken as a patient of "
+                "its own, and if one has several, the accuracy will be too good"
+            )
+            self.note(Kind.GUESSED, text)
+        told = {source: t._replace(patient=t.patient or t.scan) for source, t in told.items()}
+        return [f._replace(told=told.get(f.source, f.told)) for f in found]

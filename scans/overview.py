@@ -1,0 +1,128 @@
+"""What is in the data, for a person to look at: `python dataset.py DIR` prints and draws this."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.files import whole_file
+from scans import names
+from scans.images import ImageError, open_image
+from scans.slices import Slice, by_scan
+
+BLOCK = 1024
+SCANS_PER_CLASS, SLICES_PER_ROW = 3, 8  # of the contact sheet
+
+
+class Shown(NamedTuple):
+    """A scan's row of the contact sheet."""
+
+    title: str
+    numbers: list[int]  # of the slices that are shown
+    pictures: list[np.ndarray]  # (height, width) uint8
+
+
+def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
+    """How many slices, scans and patients there are, of each class, and their visits."""
+    scans = by_scan(slices)
+    having = {(s.patient, s.label) for s in slices}
+    patients = {patient for patient, _ in having}
+    width = max(5, *map(len, classes))
+    lines = []
+    for label in classes:
+        members = [found for found in scans.values() if found[0].label == label]
+        count, number = sum(map(len, members)), sum((p, label) in having for p in patients)
+        lines.append(
+            f"{label:<{width}} {count:>7,} slices, {len(members):>4} scans, {number:>4} patients"
+        )
+    several = len([p for p, n in Counter(p for p, _ in having).items() if n > 1])
+    both = (
+        f"both knees of {several}" if names.are_sides(classes) else f"several classes of {several}"
+    )
+    lines.append(f"{both} patients; {len(scans) / len(patients):.1f} scans a patient")
+    if visits := Counter(m[1] for scan in scans if (m := names.AKOA_VISIT.match(scan))):
+        lines.append("visits: " + ", ".join(f"{name} {n}" for name, n in visits.most_common()))
+    return lines
+
+
+def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
+    """How many files there are of each size and mode."""
+
+    def look(path: str) -> str:
+        try:
+            with open_image(path) as image:
+                return f"{image.width} x {image.height} {image.mode}"
+        except ImageError:  # what is wrong with it is said where it is decoded
+            return "unreadable"
+
+    with ThreadPoolExecutor(workers) as pool:
+        kinds = Counter(pool.map(look, [s.source for s in slices if s.index is None]))
+    kinds["slices of volumes"] += sum(s.index is not None for s in slices)
+    return [f"{count:>9,}  {kind}" for kind, count in kinds.most_common(10) if count]
+
+
+def describe_pixels(pixels: Tensor, mean: float, std: float) -> list[str]:
+    """Grey levels of uint8 pixels (n, 1, height, width); mean and std are theirs, from 0 to 1."""
+    means = np.concatenate(
+        [chunk.float().mean(dim=(1, 2, 3)).numpy() for chunk in pixels.split(BLOCK)]
+    )
+    low, middle, high = np.percentile(means, [1, 50, 99])
+    brightest = max(chunk.max().item() for chunk in pixels.split(BLOCK))
+    lines = [
+        f"grey levels 0 to {brightest}: mean {255 * mean:.1f}, standard deviation {255 * std:.1f}; "
+        f"means of slices {low:.0f} / {middle:.0f} / {high:.0f} (1 %, 50 %, 99 %)"
+    ]
+    if brightest < 32:
+        lines.append("nearly black: 12-bit values in 16-bit files? Convert them to 8 bits first")
+    blank = int((means < 1).sum())
+    return lines + ([f"{blank} slices are black"] if blank else [])
+
+
+def choose_shown(slices: list[Slice], pixels: Tensor, classes: list[str]) -> list[Shown]:
+    """A few slices of a few scans of each class; pixels (n, 1, height, width) are the slices'."""
+    position = {(s.source, s.index): i for i, s in enumerate(slices)}
+    scans, rng, rows = by_scan(slices), np.random.default_rng(0), []
+    for label in classes:
+        of_label = [name for name, members in scans.items() if members[0].label == label]
+        count = min(SCANS_PER_CLASS, len(of_label))
+        for i in sorted(rng.choice(len(of_label), count, replace=False)) if of_label else ():
+            members = scans[of_label[i]]
+            chosen = np.linspace(0, len(members) - 1, SLICES_PER_ROW).round().astype(int)
+            shown = [members[i] for i in np.unique(chosen)]
+            pictures = [pixels[position[s.source, s.index], 0].numpy() for s in shown]
+            rows.append(Shown(f"{label}  {of_label[i]}", [s.number for s in shown], pictures))
+    return rows
+
+
+def draw_contact_sheet(rows: list[Shown], path: Path) -> None:
+    """A row of slices for each scan."""
+    columns = max(SLICES_PER_ROW, *(len(row.pictures) for row in rows))  # titles need the width
+    height, width = rows[0].pictures[0].shape
+    cell, gap, head = 1.4, 0.05, 0.3  # inches: width of a picture, between pictures, title
+    tall = cell * height / width
+    total = columns * (cell + gap) + gap, len(rows) * (head + tall) + gap
+    figure = Figure(figsize=total)
+    box = {"facecolor": "k", "edgecolor": "none", "pad": 1.5}  # readable on bright tissue, too
+    style = {"color": "w", "fontsize": 7, "va": "top", "bbox": box}
+
+    def place(left: float, top: float) -> tuple[float, float, float, float]:
+        """A picture's box in shares of the figure, from inches right of and below its corner."""
+        return left / total[0], 1 - (top + tall) / total[1], cell / total[0], tall / total[1]
+
+    for i, row in enumerate(rows):
+        top = i * (head + tall) + head
+        title = names.drawable(row.title)
+        title = title if len(title) < 15 * columns else f"{title[: 15 * columns]}..."
+        x, y = gap / total[0], 1 - (top - 0.07) / total[1]
+        figure.text(x, y, title, fontsize=9, va="bottom", parse_math=False)
+        for column, (number, picture) in enumerate(zip(row.numbers, row.pictures, strict=True)):
+            axes = figure.add_axes(place(gap + column * (cell + gap), top))
+            axes.axis("off")
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axes.text(0.02, 0.97, number, transform=axes.transAxes, **style)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,122 @@
+"""What all of this is about: slices, what is wrong with some, and lists of both.
+
+A slice is one 2D image: a PNG, or one of a volume's. A scan is one knee imaged once (40 slices in
+AKOA); a patient has one or more scans; the label is the class of a slice and of its scan.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from common.program import UserError
+
+SIDES = (
+    "left",
+    "right",
+)  # the labels of the experiment, and the classes where nothing else is said
+
+
+class DataError(UserError):
+    """Data that can't be used. The message names the file or value and says what to do."""
+
+
+class Contradiction(DataError):
+    """Two things tell two labels of one file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """The header of one knee imaged once: what its pixels are read by, and what it tells itself.
+
+    path is a file, or a folder of DICOM files, of which `parts` are those of this series in spatial
+    order; number counts the series of a folder from 1 (scans/dicom.py).
+    """
+
+    path: str
+    parts: tuple[str, ...]  # the files whose pixels, one after the other, are the volume
+    size: tuple[int, ...]  # along the axes i, j, k
+    spacing: tuple[float, ...]  # mm
+    origin: tuple[float, ...]
+    direction: np.ndarray  # (3, 3); column a is where axis a points
+    components: int
+    bits: int
+    sides: frozenset[str]  # that DICOM tags name
+    tags: dict[str, str]
+    number: int = 1
+
+    @property
+    def source(self) -> str:
+        """Its name: the path, and of a second series its number: p01/dicom#2."""
+        return self.path if self.number == 1 else f"{self.path}#{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One 2D image.
+
+    Slice(source="AKOA/OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png", index=None,
+          label="right", patient="OAI9014797", scan="OAI9014797_..._WE_RIGHT.nii.gz", number=0)
+
+    A label, patient or scan of "" is one that nothing tells.
+    """
+
+    source: str  # the file, or the folder of DICOM files (folder#2: the second series in it)
+    index: int | None  # which slice of a volume; None for an image
+    label: str
+    patient: str
+    scan: str
+    number: int  # its place in the scan
+    volume: Volume | None = field(default=None, repr=False, compare=False)  # None for an image
+
+    @property
+    def name(self) -> str:
+        """For people and tables: the source, and of a volume the slice: p01.nii.gz#7."""
+        return self.source if self.index is None else f"{self.source}#{self.index}"
+
+
+class Kind(Enum):
+    """What is wrong with a file, a folder or a few names."""
+
+    UNREADABLE = "unreadable"  # it can't be decoded, or is no image and no volume
+    EMPTY = "empty"  # a folder without images and volumes
+    LOCALIZER = "localizer"  # a series that is too short to be a scan
+    CONTRADICTION = "contradiction"  # two things tell two labels
+    NAMELESS = "nameless"  # names tell no scans, and they can't be guessed
+    GUESSED = "guessed"  # names tell no scans or patients, and how they were guessed
+    REMARK = "remark"  # nothing is wrong with the data; it is said
+
+
+FAILURES = Kind.UNREADABLE, Kind.EMPTY, Kind.LOCALIZER  # what predict.py has no answer for
+
+
+class Problem(NamedTuple):
+    path: str
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.path else self.text
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All slices of some folders, files or a manifest, and what is wrong with others."""
+
+    slices: list[Slice]
+    problems: list[Problem]
+    classes: list[str]  # the labels, in order
+
+    def of_kind(self, *kinds: Kind) -> list[Problem]:
+        return [problem for problem in self.problems if problem.kind in kinds]
+
+
+def by_scan(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
+    """Scan name -> its slices, in the order of the names."""
+    scans = defaultdict(list)
+    for s in slices:
+        scans[s.scan].append(s)
+    return dict(sorted(scans.items()))

@@ -1,0 +1,249 @@
+"""Scans -> subsets: train, val and test, with whole patients in each.
+
+    subset_of = split_by_patient(scans)              # scan name -> "train", "val" or "test"
+    subset_of = read_split("split.csv", scans)       # one that somebody made
+    check_patients(scans, subset_of)                 # raises DataError with the names
+
+Slices of a scan, scans of a knee and both knees of a patient look alike, so an accuracy is only
+real if every patient is in exactly one subset.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+
+from common.files import read_csv, write_csv
+from scans.slices import DataError, Slice
+
+Scans = dict[str, list[Slice]]  # scan name -> its slices, as slices.by_scan gives them
+
+SUBSETS = ("train", "val", "test")
+
+# What the experiment that this project starts from held out of each side, as shares of its scans.
+EXPERIMENT_SHARES = {"right": 33 / 264, "left": 20 / 191}
+HELD_OUT = 0.125  # otherwise, for val and for test
+
+
+def split_by_patient(
+    scans: Scans,
+    val_fraction: float = HELD_OUT,
+    test_fraction: float = HELD_OUT,
+    seed: int = 0,
+    together: Sequence[set[str]] = (),
+) -> dict[str, str]:
+    """Put whole patients into subsets, as near to the fractions of each class as they allow.
+
+    The order of the patients comes from a hash of the seed and their names, so the same names and
+    the same seed give the same subsets on every machine. From that order on, patients are moved
+    and swapped between subsets as long as that brings the sums nearer (least squares); a few
+    orders are tried, and the first that can't be bettered, or the best, is taken. Each set of
+    patients in `together` goes into one subset.
+
+    Returns scan name -> "train", "val" or "test".
+
+    Raises:
+        DataError: fewer than three patients, or fractions that leave a subset empty.
+    """
+    check_fractions(val_fraction, test_fraction)
+    group_of = {patient: min(group) for group in together for patient in group}
+    labels = labels_of(scans)
+    # Patient, or the first of a group -> slices of each class.
+    sizes = defaultdict(lambda: [0] * len(labels))
+    for slices in scans.values():
+        patient = group_of.get(slices[0].patient, slices[0].patient)
+        sizes[patient][labels.index(slices[0].label)] += len(slices)
+    if len(sizes) < len(SUBSETS):
+        raise DataError(
+            f"{len(sizes)} patients ({', '.join(sorted(sizes))}) can't fill train, val and test; "
+            "at least three are needed (--name-pattern says where names tell the patient"
+            f"{'; patients that share images count as one' if together else ''})"
+        )
+    fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
+    target = fractions[:, None] * np.sum(list(sizes.values()), axis=0)  # (subsets, classes)
+    unit = gcd(*(n for pair in sizes.values() for n in pair))
+    unavoidable = (np.abs(target / unit - np.round(target / unit)) * unit) ** 2
+
+    best, best_error = {}, np.inf
+    for attempt in range(20):
+        order = sorted(
+            sizes,
+            key=lambda name: hashlib.sha256(
+                f"{seed} {attempt} {name}".encode(errors="surrogateescape")
+            ).digest(),
+        )
+        weights = np.array([sizes[name] for name in order], dtype=float)  # (patients, classes)
+        chosen, error = balance(weights, target)
+        if error < best_error - 1e-6:
+            best, best_error = dict(zip(order, chosen, strict=True)), error
+        if best_error <= unavoidable.sum() + 1e-6:
+            break
+    patients = {scan: slices[0].patient for scan, slices in scans.items()}
+    return {scan: SUBSETS[best[group_of.get(name, name)]] for scan, name in patients.items()}
+
+
+def balance(weights: np.ndarray, target: np.ndarray) -> tuple[list[int], float]:
+    """Assign rows of weights (patients, classes) to subsets so that the sums come near the target.
+
+    target is (subsets, classes). Returns the subset of each row and the squared error that is left.
+    """
+    chosen = np.zeros(len(weights), dtype=int)
+    chosen[1], chosen[2] = 1, 2  # no subset is ever empty
+    excess = np.stack([weights[chosen == subset].sum(axis=0) for subset in range(3)]) - target
+    improved = True
+    while improved:
+        improved = False
+        for row in range(len(weights)):
+            here = chosen[row]
+            alone = np.count_nonzero(chosen == here) == 1
+            for there in range(3):
+                if there == here:
+                    continue
+                # Swap with each patient there, or with nobody (the last candidate).
+                partners = np.flatnonzero(chosen == there)
+                gain = weights[row] - np.vstack([weights[partners], np.zeros(weights.shape[1])])
+                before = (excess[here] ** 2 + excess[there] ** 2).sum()
+                after = ((excess[here] - gain) ** 2 + (excess[there] + gain) ** 2).sum(axis=1)
+                if alone:
+                    after[-1] = np.inf
+                pick = int(after.argmin())
+                if after[pick] < before - 1e-6:
+                    excess[here] -= gain[pick]
+                    excess[there] += gain[pick]
+                    chosen[row] = there
+                    if pick < len(partners):
+                        chosen[partners[pick]] = here
+                    improved = True
+                    break
+    return chosen.tolist(), float((excess**2).sum())
+
+
+def labels_of(scans: Scans) -> list[str]:
+    return sorted({slices[0].label for slices in scans.values()})
+
+
+def split_by_scan(
+    scans: Scans, val_fraction: float | None = None, test_fraction: float | None = None
+) -> dict[str, str]:
+    """The experiment's own split: each class's sorted list of scans is cut in three.
+
+    Patients straddle the subsets, so accuracies on it are too good; it is here to repeat the
+    experiment. Without fractions each side holds out the experiment's shares: of 264 right scans
+    33 + 33, of 191 left ones 20 + 20; other classes an eighth.
+
+    Raises:
+        DataError: fewer than three scans of a class, or fractions that leave a subset empty.
+    """
+    subset_of = {}
+    for label in labels_of(scans):
+        names = sorted(name for name, slices in scans.items() if slices[0].label == label)
+        if len(names) < len(SUBSETS):
+            raise DataError(f"{len(names)} {label} scans can't fill train, val and test")
+        share = EXPERIMENT_SHARES.get(label, HELD_OUT)
+        val = share if val_fraction is None else val_fraction
+        test = share if test_fraction is None else test_fraction
+        check_fractions(val, test)
+        num_val, num_test = (max(1, round(len(names) * share)) for share in (val, test))
+        num_train = len(names) - num_val - num_test
+        if num_train < 1:
+            raise DataError(f"fractions {val} and {test} leave no {label} scan to train on")
+        cut = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
+        subset_of.update(zip(names, cut, strict=True))
+    return subset_of
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        raise DataError(
+            f"val and test fractions must be above 0 and their sum below 1, "
+            f"got {val_fraction} and {test_fraction}"
+        )
+
+
+def straddling_patients(scans: Scans, subset_of: dict[str, str]) -> dict[str, set]:
+    """Patients in more than one subset -> the subsets they are in. Empty is what you want."""
+    subsets = defaultdict(set)
+    for name, slices in scans.items():
+        subsets[slices[0].patient].add(subset_of[name])
+    return {patient: found for patient, found in sorted(subsets.items()) if len(found) > 1}
+
+
+def check_patients(scans: Scans, subset_of: dict[str, str]) -> None:
+    """Raise DataError with the names if a patient straddles subsets."""
+    if leaks := straddling_patients(scans, subset_of):
+        named = [f"{patient} ({', '.join(sorted(found))})" for patient, found in leaks.items()]
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        raise DataError(
+            f"{len(leaks)} patients are in more than one subset: {', '.join(named[:10])}{more}; "
+            "put all scans of a patient into one"
+        )
+
+
+def write_split(path: Path, scans: Scans, subset_of: dict[str, str]) -> None:
+    """Write the CSV `subset,label,patient,scan,slices`, a row a scan."""
+    rows = [
+        {
+            "subset": subset_of[name],
+            "label": slices[0].label,
+            "patient": slices[0].patient,
+            "scan": name,
+            "slices": len(slices),
+        }
+        for name, slices in scans.items()
+    ]
+    rows.sort(
+        key=lambda row: (SUBSETS.index(row["subset"]), row["label"], row["patient"], row["scan"])
+    )
+    write_csv(path, rows)
+
+
+def read_split(path: str | Path, scans: Scans) -> dict[str, str]:
+    """Read a split file: a CSV with at least the columns `subset` and `scan`, such as split.csv.
+
+    Raises:
+        UserError: no such file; as DataError a row that can't be used (named by its line), a scan
+            that is only in the file or only in the data, or a subset without a scan.
+    """
+    columns, rows = read_csv(path, "split file")
+    if not {"subset", "scan"} <= set(columns):
+        raise DataError(f"{path}: expected columns subset and scan, got {', '.join(columns)!r}")
+    subset_of = {}
+    for line, row in rows:
+        if row["subset"] not in SUBSETS:
+            raise DataError(
+                f"{path}, line {line}: subset must be train, val or test, got {row['subset']!r}"
+            )
+        if not row["scan"]:
+            raise DataError(f"{path}, line {line}: names no scan")
+        if subset_of.setdefault(row["scan"], row["subset"]) != row["subset"]:
+            raise DataError(f"{path}, line {line}: scan {row['scan']} is in two subsets")
+    for names, problem in [
+        (scans.keys() - subset_of.keys(), "scans of the data are not in the split file"),
+        (subset_of.keys() - scans.keys(), "scans of the split file are not in the data"),
+    ]:
+        if names:
+            raise DataError(f"{path}: {len(names)} {problem}, first: {min(names)}")
+    for subset in SUBSETS:
+        if subset not in subset_of.values():
+            raise DataError(f"{path}: no scan is in {subset}")
+    return subset_of
+
+
+def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[str]) -> str:
+    """A table for a person: patients, scans of each class and slices in each subset."""
+    heads = [f"{label} scans" for label in classes]
+    cells = [f"{head:>{len(head) + 2}}" for head in heads]
+    lines = [f"{'subset':<8}{'patients':>9}{''.join(cells)}{'slices':>9}"]
+    for subset in SUBSETS:
+        members = [slices for name, slices in scans.items() if subset_of[name] == subset]
+        labels = Counter(slices[0].label for slices in members)
+        patients = len({slices[0].patient for slices in members})
+        counts = [
+            f"{labels[label]:>{len(cell)}}" for label, cell in zip(classes, cells, strict=True)
+        ]
+        slices = sum(map(len, members))
+        lines.append(f"{subset:<8}{patients:>9}{''.join(counts)}{slices:>9}")
+    return "\n".join(lines)

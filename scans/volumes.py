@@ -1,0 +1,289 @@
+"""Volumes (NIfTI, NRRD, MetaImage, DICOM series) -> headers, and slices as in AKOA.
+
+    pip install -r requirements-extra.txt
+    from scans.listing import open_volume
+    slices = read_slices(open_volume("p01_RIGHT.nii.gz"), "sagittal")    # (40, height, width) uint8
+
+Geometry is in mm, in patient coordinates: x to the left, y to the back, z up.
+"""
+
+import gzip
+import os
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from common.program import MissingPackage
+from scans.slices import DataError, Volume
+
+PLANES = ("stored", "sagittal", "coronal", "axial")
+MAX_SLICES = 40  # as in AKOA
+MIN_SLICES = 5  # fewer are a localizer
+MAX_PIXELS = 20_000_000  # a slice; far above any
+MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
+MIDLINE = 20.0  # mm; a volume centred nearer to x = 0 does not tell its side
+PERCENTILES = (1, 99.5)  # of the whole volume: black and white
+# Where slices, rows (downwards) and columns (to the right) of a plane go: Left, Posterior, ...
+TOWARDS = {"sagittal": "LIP", "coronal": "PIL", "axial": "SPL"}
+OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
+LATERALITY = {"L": "left", "R": "right"}
+# fmt: off
+TAGS = {
+    "patient": "0010|0020", "series": "0020|000e", "number": "0020|0011", "about": "0008|103e",
+    "echo_time": "0018|0081", "echo": "0018|0086", "position": "0020|0032",
+    "laterality": "0020|0060", "image_laterality": "0020|0062",
+    "bits": "bitpix", "offset": "vox_offset",  # NIfTI
+    "space": "NRRD_space",
+}
+# fmt: on
+
+
+class VolumeError(DataError):
+    """A volume that can't be used."""
+
+    def __init__(self, path: str, text: str):
+        super().__init__(f"{path}: {text}")
+        self.path, self.text = path, text
+
+
+class TooShort(VolumeError):
+    """Too few slices for a scan: a localizer."""
+
+
+def source_files(volume: Volume) -> tuple[str, ...]:
+    """All files that its pixels are read from."""
+    return volume.parts + data_files(volume.path)
+
+
+def side_of_position(volume: Volume) -> str | None:
+    """The side, if its centre is more than 20 mm from the middle, x = 0.
+
+    None as well where the file has no real geometry: an origin of exactly 0, 0, 0, or a NRRD file
+    without `space`.
+    """
+    placed = "space" in volume.tags or not volume.path.lower().endswith((".nrrd", ".nhdr"))
+    if not (placed and any(volume.origin)):
+        return None
+    extent = np.multiply(volume.spacing, np.subtract(volume.size, 1))
+    x = volume.origin[0] + (volume.direction @ extent)[0] / 2
+    return ("left" if x > 0 else "right") if abs(x) > MIDLINE else None
+
+
+# ---- headers -------------------------------------------------------------------------------------
+
+
+def simpleitk():
+    """SimpleITK, imported when a volume is really read. Raises MissingPackage without it."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise MissingPackage(
+            "reading volumes needs SimpleITK: pip install -r requirements-extra.txt"
+        ) from None
+    SimpleITK.ProcessObject_SetGlobalWarningDisplay(False)
+    return SimpleITK
+
+
+def one_line(error: Exception) -> str:
+    """What SimpleITK says, without its source files and addresses."""
+    text = str(error).rsplit("ERROR:", 1)[-1]
+    if "Unable to determine ImageIO" in text:
+        return "damaged, or not what its name says"
+    return " ".join(re.sub(r"\w+\(0x\w+\):", "", text).split())[:300]
+
+
+def read_header(path: str) -> Volume:
+    """Size, geometry and tags of one file, without its pixels. Raises VolumeError."""
+    sitk = simpleitk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise VolumeError(path, one_line(error)) from None
+    size, dimension = reader.GetSize(), reader.GetDimension()
+    if dimension == 4 and size[3] == 1:
+        size = size[:3]
+    held = {name: tag for name, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
+    tags = {name: clean(reader.GetMetaData(tag)) for name, tag in held.items()}
+    letters = {tags.get("laterality"), tags.get("image_laterality")}
+    bits = tags.get("bits") or sitk.GetPixelIDValueAsString(reader.GetPixelID()).split("-")[0]
+    return Volume(
+        path=path,
+        parts=(path,),
+        size=size,
+        spacing=reader.GetSpacing()[:3],
+        origin=reader.GetOrigin()[:3],
+        direction=np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3],
+        components=reader.GetNumberOfComponents(),
+        bits=int(bits) if bits.isdigit() else 8,
+        sides=frozenset(LATERALITY[x] for x in letters & LATERALITY.keys()),
+        tags=tags,
+    )
+
+
+def clean(tag: str) -> str:
+    """A tag's text without padding, and without bytes that are no text."""
+    return tag.encode("utf-8", "replace").decode().strip(" \0")
+
+
+def number_of(text: str | None) -> float:
+    """For sorting: what is no number comes last."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return np.inf
+
+
+def check_volume(volume: Volume) -> None:
+    """Raise VolumeError for what is not one grey 3D volume of a sane size."""
+    size = " x ".join(map(str, volume.size))
+    if len(volume.size) < 3:
+        problem = f"a 2D image ({size}), expected a volume"
+    elif len(volume.size) > 3:
+        problem = f"has {len(volume.size)} dimensions ({size}), expected one 3D volume"
+    elif volume.components > 1:
+        problem = f"has {volume.components} values a voxel (colours?), expected grey values"
+    elif not all(np.isfinite(s) and s > 0 for s in volume.spacing):
+        problem = f"claims voxels of {' x '.join(map(str, volume.spacing))} mm"
+    elif np.prod(volume.size, dtype=float) > MAX_VOXELS:
+        problem = f"claims {size} voxels, more than {MAX_VOXELS}"
+    else:
+        return
+    raise VolumeError(volume.source, problem)
+
+
+# ---- planes and pixels ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a volume is cut: which of its axes i, j, k (0, 1, 2) become slices, rows and columns."""
+
+    axes: tuple[int, int, int]
+    reverse: tuple[bool, bool, bool]
+    slices: int  # how many are taken, evenly
+    height: int  # of slices whose pixels are square, as large as the smaller spacing
+    width: int
+
+
+def plan_cut(volume: Volume, plane: str) -> Cut:
+    """Raises VolumeError if the slices are too few (TooShort) or too large."""
+    if plane == "stored":
+        thick = volume.spacing[2] >= 0.99 * max(volume.spacing)
+        through = 2 if thick else int(np.argmax(volume.spacing))
+        axes, reverse = (through, *(a for a in (2, 1, 0) if a != through)), (False,) * 3
+    elif plane in PLANES:
+        orient = simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+        code = orient(volume.direction.ravel().tolist())  # "PIR": i goes to posterior, ...
+        axes = tuple(max(code.find(c), code.find(OPPOSITE[c])) for c in TOWARDS[plane])
+        reverse = tuple(code[a] != c for a, c in zip(axes, TOWARDS[plane], strict=True))
+    else:
+        raise DataError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
+    if (count := volume.size[axes[0]]) < MIN_SLICES:
+        raise TooShort(volume.source, f"only {count} slices, expected {MIN_SLICES} or more")
+    height, width = (volume.size[a] for a in axes[1:])
+    spacing = [volume.spacing[a] for a in axes[1:]]
+    if max(spacing) > 1.01 * min(spacing):
+        height = max(1, round(height * spacing[0] / min(spacing)))
+        width = max(1, round(width * spacing[1] / min(spacing)))
+    if height * width > MAX_PIXELS:
+        raise VolumeError(volume.source, f"slices of {height} x {width} pixels are too large")
+    return Cut(axes, reverse, min(count, MAX_SLICES), height, width)
+
+
+def read_slices(volume: Volume, plane: str = "stored") -> np.ndarray:
+    """Cut a volume into up to 40 evenly spaced slices: uint8 array (slices, height, width).
+
+    `stored` cuts across the axis with the largest spacing (of equal ones the slowest) and leaves
+    rows and columns as they are. The other planes take the axes nearest to the patient's, without
+    resampling, by the file's direction cosines (without any, it counts as axial):
+
+    - sagittal: slices from right to left, superior on top, anterior at the left
+    - coronal: slices from front to back, superior on top, the patient's right at the left
+    - axial: slices upwards, anterior on top, the patient's right at the left
+
+    The 1st percentile of the whole volume becomes 0, the 99.5th 255, values between are linear
+    (from minimum to maximum if the two are equal; NaN and infinities count as the minimum).
+    Slices are enlarged where pixels are not square.
+
+    Raises:
+        VolumeError: one line that names the file and what is wrong.
+    """
+    check_volume(volume)
+    cut = plan_cut(volume, plane)
+    pixels = read_pixels(volume)  # (k, j, i)
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        pixels[~finite] = pixels[finite].min() if finite.any() else 0
+    low, high = map(float, np.percentile(pixels, PERCENTILES))
+    if low == high:  # as in a label map with little but background
+        low, high = float(pixels.min()), float(pixels.max())
+    pixels = pixels.transpose([2 - a for a in cut.axes])  # (slices, rows, columns)
+    pixels = pixels[tuple(slice(None, None, -1 if r else 1) for r in cut.reverse)]
+    chosen = np.linspace(0, len(pixels) - 1, cut.slices).round().astype(int)
+    scaled = (pixels[chosen].astype(float) - low) / ((high - low) or 1) * 255
+    slices = scaled.clip(0, 255).round().astype(np.uint8)
+    if slices.shape[1:] == (cut.height, cut.width):
+        return slices
+    size, bilinear = (cut.width, cut.height), Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(s).resize(size, bilinear)) for s in slices])
+
+
+def read_pixels(volume: Volume) -> np.ndarray:
+    """All voxels, float32 (k, j, i). SimpleITK applies slopes and inverts MONOCHROME1 itself."""
+    check_whole(volume)
+    sitk = simpleitk()
+    pixels = np.empty(volume.size[::-1], np.float32)
+    for path, part in zip(volume.parts, pixels.reshape(len(volume.parts), -1), strict=True):
+        try:
+            image = sitk.ReadImage(path, sitk.sitkFloat32)
+        except RuntimeError as error:
+            raise VolumeError(path, one_line(error)) from None
+        if image.GetNumberOfPixels() != part.size:
+            raise VolumeError(path, "has changed since its header was read")
+        part[:] = sitk.GetArrayViewFromImage(image).ravel()
+    return pixels
+
+
+def data_files(path: str) -> tuple[str, ...]:
+    """The file with the pixels that a .mhd or .nhdr file names, if there is such a file."""
+    if not path.lower().endswith((".mhd", ".nhdr")):
+        return ()
+    with open(path, encoding="latin-1") as file:
+        named = re.search(r"^(?:ElementDataFile *=|data ?file:) *(.+)", file.read(65536), re.M)
+    data = os.path.join(os.path.dirname(path), named[1].strip()) if named else ""
+    return (data,) if os.path.isfile(data) else ()
+
+
+def check_whole(volume: Volume) -> None:
+    """Raise VolumeError if a NIfTI or MetaImage file is cut or damaged.
+
+    SimpleITK fills up a cut NIfTI file in silence; of MetaImage it complains past Python's stderr.
+    """
+    path, held = volume.path, 0
+    needed = int(np.prod(volume.size, dtype=float)) * volume.bits // 8
+    try:
+        if path.lower().endswith((".nii", ".nii.gz")):
+            offset = number_of(volume.tags.get("offset", "352"))
+            needed += int(offset) if np.isfinite(offset) else 352
+            with (gzip.open if path.lower().endswith(".gz") else open)(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    held += len(block)
+        elif path.lower().endswith((".mha", ".mhd")):
+            with open(path, "rb") as file:
+                text = file.read(65536)
+            if compressed := re.search(rb"^CompressedDataSize *= *(\d+)", text, re.M):
+                needed = int(compressed[1])
+            if local := re.search(rb"^ElementDataFile *= *LOCAL\s*?\n", text, re.M):
+                needed += local.end()
+            held = sum(map(os.path.getsize, data_files(path) or (path,)))
+        else:
+            return
+    except (OSError, EOFError, zlib.error) as error:
+        raise VolumeError(path, f"cut or damaged: {error}") from None
+    if held < needed:
+        raise VolumeError(path, f"cut, or its data file is missing: {held} of {needed} bytes")

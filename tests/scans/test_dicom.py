@@ -1,0 +1,222 @@
+"""Folders of DICOM files: series, echoes, order, gaps; and no SimpleITK to read them with."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from volume_files import noise, sitk, volume, write_dicom, write_two_series
+
+from perceiver import Perceiver
+from scans.cache import decode_slices
+from scans.dicom import is_dicom
+from scans.listing import Lister, find_volumes, list_slices, open_volume
+from scans.names import is_volume_name
+from scans.slices import SIDES, Volume, by_scan
+from scans.volumes import VolumeError, read_slices, source_files
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def find(folder: Path) -> tuple[list[Volume], list[tuple[str, str]]]:
+    found = find_volumes(str(folder), os.listdir(folder))
+    return found.volumes, [(p.path, p.text) for p in found.problems]
+
+
+def the_problem(folder: Path) -> str:
+    found, problems = find(folder)
+    assert not found and len(problems) == 1
+    return problems[0][1]
+
+
+def test_dicom_is_known_by_its_content_where_the_name_does_not_tell(tmp_path):
+    content = b"\0" * 128 + b"DICM"
+    for name in ("IM0001", "1.2.840.5", "x.ima", "x.png", "x.nii", "._IM0001", "DICOMDIR"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "README").write_bytes(b"short")
+    known = {name for name in os.listdir(tmp_path) if is_dicom(tmp_path / name)}
+    assert known == {"IM0001", "1.2.840.5", "x.ima"}
+    assert is_dicom("nowhere/x.DCM") and not is_dicom("nowhere/x")
+    assert is_volume_name("a/KNEE.NII.GZ") and not is_volume_name("._knee.nii")
+
+
+def test_dicom_is_ordered_by_position_whatever_the_names(tmp_path):
+    pixels = (np.arange(11)[:, None, None] * 20 + np.zeros((11, 8, 8))).astype(np.int16)
+    names = [f"{n}" for n in np.random.default_rng(1).permutation(11)]  # and without suffix
+    write_dicom(tmp_path / "d", pixels, {"0010|0020": "p 7 "}, names=names)
+    (v,), problems = find(tmp_path / "d")
+    assert not problems and v.tags["patient"] == "p 7" and v.spacing == pytest.approx((0.5, 0.5, 3))
+    assert source_files(v) == tuple(str(tmp_path / "d" / name) for name in names)
+    assert (np.diff(read_slices(v)[:, 0, 0].astype(int)) > 0).all()
+    assert np.array_equal(read_slices(v)[::-1], read_slices(v, "sagittal"))
+
+
+def test_shortest_echo_and_every_series_but_no_localizer(tmp_path):
+    pixels = noise(6, 8, 10)
+    for number, echo, scale in [("4", "30", 3), ("4", "9.5", 1), ("5", "9.5", 2)]:
+        tags = {"0020|000e": f"1.{number}", "0020|0011": number, "0018|0081": echo}
+        names = [f"{number}-{echo}-{k}" for k in range(6)]
+        write_dicom(tmp_path / "d", pixels // scale, tags, names=names)
+    localizer = {"0020|000e": "1.1", "0020|0011": "1", "0008|103e": "LOC"}
+    write_dicom(tmp_path / "d", pixels[:3], localizer, names=["a", "b", "c"])
+    found, problems = find(tmp_path / "d")
+    folder = str(tmp_path / "d")
+    assert [v.source for v in found] == [folder, f"{folder}#2"]
+    assert problems == [(folder, "series 1 (LOC): only 3 slices, expected 5 or more")]
+    files = source_files(found[0])
+    assert all("/4-9.5-" in file for file in files) and len(files) == 6
+    write_dicom(tmp_path / "e", pixels // 2)
+    assert np.array_equal(read_slices(found[1]), read_slices(open_volume(tmp_path / "e")))
+    with pytest.raises(VolumeError, match=r"series 1 \(LOC\): only 1 slices, expected"):
+        open_volume(tmp_path / "d" / "a")
+
+
+def test_one_missing_slice_is_accepted_and_several_are_not(tmp_path):
+    write_dicom(tmp_path / "a", noise(12, 6, 6), skip=[5])
+    (v,), _ = find(tmp_path / "a")
+    assert len(v.parts) == len(read_slices(v)) == 11
+    write_dicom(tmp_path / "b", noise(12, 6, 6), skip=[5, 8])
+    assert "2 of 12 slices are missing" in the_problem(tmp_path / "b")
+
+
+def test_two_slices_at_one_position_are_named(tmp_path):
+    write_dicom(tmp_path / "d", noise(6, 6, 6))
+    write_dicom(tmp_path / "d", noise(6, 6, 6)[:1], x=-70 - 7.5, names=["again"])
+    assert "1 slices lie where another one does" in the_problem(tmp_path / "d")
+    assert "again" in the_problem(tmp_path / "d")
+
+
+def test_monochrome1_is_inverted_once(tmp_path):
+    pixels = noise(6, 16, 16)
+    for name in write_dicom(tmp_path / "d", pixels):
+        path = tmp_path / "d" / name
+        path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
+    slices = read_slices(open_volume(tmp_path / "d"))
+    assert np.corrcoef(slices.ravel(), pixels.ravel())[0, 1] < -0.99
+
+
+def test_multi_frame_dicom_is_a_source_by_itself(tmp_path):
+    image = volume(noise(7, 20, 16, dtype=np.uint16))
+    image.SetMetaData("0008|0060", "MR")
+    sitk.WriteImage(image, str(tmp_path / "frames"), imageIO="GDCMImageIO")
+    (v,), problems = find(tmp_path)
+    assert not problems and v.source.endswith("frames")
+    assert Lister(SIDES).tell_volume(v, tmp_path).label == "right"
+    assert read_slices(v).shape == (7, 20, 16)
+
+
+def test_a_dicom_file_of_an_unknown_kind_is_named(tmp_path):
+    name = write_dicom(tmp_path / "d", noise(12, 6, 6))[3]
+    path = tmp_path / "d" / name
+    path.write_bytes(
+        re.sub(rb"1\.2\.840\.10008\.1\.2(\.1)?\0", rb"1.2.840.10008.1.9\1\0", path.read_bytes())
+    )
+    (v,), problems = find(tmp_path / "d")
+    assert len(v.parts) == 11 and problems[0][0] == str(path)
+
+
+# ---- names of series -----------------------------------------------------------------------------
+
+
+def test_folder_called_like_a_second_series_is_not_taken_for_it(tmp_path):
+    """Slices are known by their source: dicom#2 is the folder, so the second series is dicom#3."""
+    write_two_series(tmp_path / "dicom")
+    write_dicom(tmp_path / "dicom#2", noise(8, 5, 5))
+    listing = list_slices(tmp_path)
+    assert {name: len(members) for name, members in by_scan(listing.slices).items()} == {
+        "dicom": 6,
+        "dicom#2": 8,
+        "dicom#3": 6,
+    }
+    assert len({s.name for s in listing.slices}) == 20
+    decoded = decode_slices(listing.slices, (8, 10), progress=False)
+    assert not decoded.errors
+    for s, pixels in zip(listing.slices, decoded.pixels, strict=True):
+        folder = tmp_path / ("dicom#2" if s.source.endswith("#2") else "dicom")
+        assert all(os.path.dirname(part) == str(folder) for part in s.volume.parts)
+        expected = read_slices(s.volume)[s.index]
+        if expected.shape == (8, 10):
+            assert np.array_equal(pixels[0], expected)
+
+
+def test_image_called_like_a_slice_of_a_volume_is_an_image(tmp_path):
+    sitk.WriteImage(volume(noise(9, 5, 5)), str(tmp_path / "scan.nii"))
+    Image.new("L", (5, 5), 77).save(tmp_path / "scan#7.png")
+    Image.new("L", (5, 5), 78).save(tmp_path / "scan.nii#7.png")
+    listing = list_slices(tmp_path)
+    images = {Path(s.source).name: s for s in listing.slices if s.index is None}
+    assert images.keys() == {"scan#7.png", "scan.nii#7.png"} and not listing.problems
+    assert len(listing.slices) == 11 and images["scan#7.png"].number == 7
+    decoded = decode_slices(listing.slices, (5, 5), progress=False)
+    assert not decoded.errors
+    for name, grey in [("scan#7.png", 77), ("scan.nii#7.png", 78)]:
+        assert (decoded.pixels[listing.slices.index(images[name])] == grey).all()
+
+
+def test_two_series_in_a_folder_of_an_akoa_name_are_two_scans_of_its_patient(tmp_path):
+    name = "OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT"
+    write_two_series(tmp_path / name)
+    listing = list_slices(tmp_path)
+    assert {(s.scan, s.patient, s.label) for s in listing.slices} == {
+        (name, "OAI9014797", "right"),
+        (f"{name}#2", "OAI9014797", "right"),
+    }
+
+
+def test_folder_of_dicom_files_itself_is_a_scan_of_its_name(tmp_path):
+    write_two_series(tmp_path / "p7_RIGHT")
+    listing = list_slices(tmp_path / "p7_RIGHT")
+    assert {(s.scan, s.patient, s.label) for s in listing.slices} == {
+        ("p7_RIGHT", "p7", "right"),
+        ("p7_RIGHT#2", "p7", "right"),
+    }
+
+
+# ---- without SimpleITK ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program, name",
+    [
+        *((name, "knees/left") for name in ("train.py", "predict.py", "dataset.py")),
+        ("train.py", "knees"),
+        ("predict.py", "knees/a.nii"),
+        ("dataset.py", "knees/a.nii"),
+        ("--write-slices", "knees/a.nii"),
+    ],
+)
+def test_without_simpleitk_one_line_says_what_to_install(tmp_path, program, name):
+    """Also where one DICOM file lies between PNGs."""
+    (tmp_path / "SimpleITK.py").write_text("raise ImportError('blocked')")
+    (tmp_path / "knees" / "left").mkdir(parents=True)
+    Image.new("L", (4, 3)).save(tmp_path / "knees" / "left" / "p1_1.png")
+    (tmp_path / "knees" / "left" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "knees" / "a.nii").write_bytes(b"")
+    data, out = tmp_path / name, tmp_path / "out"
+    if program == "dataset.py" and data.is_file():  # it takes no single file, but a manifest of it
+        data = tmp_path / "knees.csv"
+        data.write_text("path,label\nknees/a.nii,left\n")
+    if program == "predict.py":
+        model = Perceiver(2, num_latents=4, latent_dim=8, depth=1, latent_heads=1)
+        model.preprocessing |= {"classes": list(SIDES), "image_size": [16, 16]}
+        torch.save(model.checkpoint(), tmp_path / "model.pt")
+    arguments = {
+        "train.py": ["train.py", "--data-dir", data, "--output-dir", out],
+        "predict.py": ["predict.py", tmp_path / "model.pt", data],
+        "dataset.py": ["dataset.py", data, "--contact-sheet", tmp_path / "sheet.png"],
+        "--write-slices": ["dataset.py", data, "--write-slices", out],
+    }[program]
+    done = subprocess.run(
+        [sys.executable, ROOT / arguments[0], *arguments[1:]],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and not out.exists()
+    assert "pip install -r requirements-extra.txt" in done.stderr

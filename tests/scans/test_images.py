@@ -1,0 +1,293 @@
+"""scans/images.py on real small files: every kind of PNG, 200 damaged and odd ones."""
+
+import csv
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+import predict
+import train
+from perceiver import Perceiver
+from scans.cache import decode_slices
+from scans.images import read_image
+from scans.labelled import list_labelled
+from scans.slices import Slice
+from training.runfolder import save_checkpoint
+
+GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # (40, 60)
+
+
+def save_as(kind: str, path: Path) -> None:
+    if kind == "16-bit":
+        Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(path)
+    elif kind == "RGBA":
+        Image.fromarray(GRADIENT).convert("RGBA").save(path)
+    elif kind == "LA":
+        Image.fromarray(GRADIENT).convert("LA").save(path)
+    elif kind == "palette":
+        image = Image.fromarray(255 - GRADIENT).convert("P")
+        image.putpalette([255 - i // 3 for i in range(768)])  # index 255 - g shows as grey g
+        image.save(path)
+    else:
+        Image.fromarray(GRADIENT).convert(kind).save(path)
+
+
+def slices_of(*paths: str | Path) -> list[Slice]:
+    return [Slice(str(path), None, "", "", "", 0) for path in paths]
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "LA", "palette", "16-bit"])
+def test_every_kind_of_png_gives_the_same_grey_levels(tmp_path, kind):
+    save_as(kind, tmp_path / "x.png")
+    assert np.array_equal(read_image(tmp_path / "x.png", (40, 60)), GRADIENT)
+
+
+def test_transparent_pixels_are_black(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 200, 200, 0)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", (8, 8)).max() == 0
+
+
+def test_images_of_several_sizes_are_resized_alike(tmp_path):
+    for scale in (1, 2, 5):
+        Image.fromarray(np.kron(GRADIENT, np.ones((scale, scale), np.uint8))).save(
+            tmp_path / f"{scale}.png"
+        )
+    files = slices_of(*(tmp_path / f"{scale}.png" for scale in (1, 2, 5)))
+    decoded = decode_slices(files, (20, 30))
+    pixels = decoded.pixels.astype(int)
+    assert pixels.shape == (3, 1, 20, 30) and decoded.pixels.dtype == np.uint8
+    assert not decoded.errors and np.abs(pixels[0] - pixels[1:, 0]).max() <= 2
+    assert (np.diff(pixels[0, 0], axis=1) > 0).all()  # not mirrored: left is still dark
+
+
+def test_all_unreadable_files_are_reported_and_the_others_are_read(tmp_path):
+    Image.fromarray(GRADIENT).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    names = ["half.png", "whole.png", "empty.png", "text.png", "missing.png"]
+    pixels, errors, *_ = decode_slices(slices_of(*(tmp_path / name for name in names)), (40, 60))
+    assert sorted(errors) == [0, 2, 3, 4] and all("\n" not in text for text in errors.values())
+    assert np.array_equal(pixels[1, 0], GRADIENT)
+
+
+def test_more_than_16_bits_are_refused_not_wrapped(tmp_path):
+    deep = np.full((8, 8), 70000, dtype=np.int32)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    errors = decode_slices(slices_of(tmp_path / "deep.tif", tmp_path / "float.tif"), (8, 8)).errors
+    assert all("16 bits" in error for error in errors.values()) and len(errors) == 2
+
+
+# ---- 200 damaged and odd files -------------------------------------------------------------------
+
+READABLE, DAMAGED, EITHER = "readable", "damaged", "either"
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A header that claims that much, and an honest checksum, but no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunks + b"\0\0\0\x08IDAT" + bytes(12)
+
+
+def write_odd_files(root: Path) -> dict[str, tuple[str, int]]:
+    """Path -> readable, damaged or either, and the grey that it shows where it is readable.
+
+    Readable files have a grey of their own, so that one in another's place would be seen.
+    """
+    told = {}
+    folders = (f"{('left', 'right')[i % 2]}/p{i // 2 % 6}/" for i in range(300))
+
+    def put(ending: str | bytes, kind: str, content: bytes | None = None, mode="L", **how) -> Path:
+        grey = 20 + len(told) % 230
+        path = os.path.join(os.fsencode(root), next(folders).encode(), os.fsencode(ending))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        path = Path(os.fsdecode(path))
+        image = Image.new("L", (30, 20), grey)
+        if mode == "16-bit":
+            image = Image.fromarray(np.full((20, 30), grey * 257, np.uint16))
+        elif mode == "CMYK":
+            image = Image.new("CMYK", (30, 20), (0, 0, 0, 255 - grey))
+        if content is None:
+            image.convert(image.mode if mode == "16-bit" else mode).save(path, **how)
+        else:
+            path.write_bytes(content)
+        told[str(path)] = kind, grey
+        return path
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30)).astype(np.uint8))
+    whole = io.BytesIO()
+    noise.save(whole, "PNG")
+    whole = whole.getvalue()
+    for i, size in enumerate(np.linspace(0, len(whole) - 24, 90).astype(int)):
+        put(f"cut_{i}.png", DAMAGED, whole[:size])  # after that, all pixels are there
+    for i in range(60):
+        flipped = bytearray(whole)
+        flipped[i * len(whole) // 60] ^= 1 << i % 8
+        put(f"flip_{i}.png", EITHER, bytes(flipped))
+    put("nothing_0.png", DAMAGED, b"")
+    put("zeros_0.png", DAMAGED, bytes(5000))
+    put("text_0.png", DAMAGED, b"no picture")
+    put("postscript_0.png", DAMAGED, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    put("gif_0.png", DAMAGED, format="GIF")
+    put("huge_0.png", DAMAGED, huge_png(20_000, 20_000))
+    put("large_0.png", DAMAGED, huge_png(9_000, 9_000))
+    Image.new("1", (5000, 5000)).save(put("genuine_0.png", DAMAGED))
+    put("wide_0.png", DAMAGED, huge_png(2**31 - 1, 1))
+    put("long_0.tif", DAMAGED, b"II*\0" + bytes([8, 0, 0, 0, 255, 255]) + bytes(500))
+    for suffix in ("png", "tif"):
+        pictures = [Image.new("L", (30, 20), grey) for grey in (9, 99, 199)]
+        path = put(f"several_0.{suffix}", DAMAGED)
+        pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    signed = np.full((20, 30), -5, np.int16)
+    Image.fromarray(signed.astype(np.int32)).save(put("below_0.tif", DAMAGED))
+    put("deep_0.png", READABLE, mode="16-bit")
+    put("deep_0.tif", READABLE, mode="16-bit")
+    put("ink_0.jpg", READABLE, mode="CMYK", quality=95)
+    put("ink_0.tif", READABLE, mode="CMYK")
+    for mode in ("1", "P", "LA", "RGBA", "RGB"):
+        kind = EITHER if mode == "1" else READABLE
+        put(f"mode{mode}_0.png", kind, mode=mode)
+    put("tiny_0.png", READABLE)
+    Image.new("L", (1, 1), told[list(told)[-1]][1]).save(list(told)[-1])
+    words = [
+        "колено",
+        "膝蓋",
+        "ركبة",
+        "मु",
+        "🦵",
+        "a b",
+        "line\nbreak",
+        "q'uo\"te",
+        "$x^{\\",
+        "#7",
+        "²",
+    ]
+    for word in [*words, b"\xff\xfe", b"caf\xe9", "ж" * 120, "percent%s{}"]:
+        put(os.fsencode(word) + b"_3.png", READABLE)
+    for word in words:  # broken ones of such names have to be reported
+        put(os.fsencode(word) + b"_4.png", DAMAGED, b"no picture")
+    put("dangling_0.png", DAMAGED).unlink()
+    os.symlink("nowhere.png", list(told)[-1])
+    put("loop_0.png", DAMAGED).unlink()
+    os.symlink("loop_0.png", list(told)[-1])
+    put("linked_0.png", READABLE)
+    target = Path(list(told)[-1])
+    target.rename(root / "target")
+    target.symlink_to(root / "target")
+    put("pipe_0.png", DAMAGED).unlink()
+    os.mkfifo(list(told)[-1])
+    if os.geteuid():
+        put("secret_0.png", DAMAGED).chmod(0)
+    (root / "left" / "folder_0.png").mkdir()
+    (root / "left" / "round").symlink_to(root)
+    assert len(told) >= 200
+    return told
+
+
+@pytest.fixture(scope="module")
+def odd_files(tmp_path_factory) -> tuple[Path, dict[str, tuple[str, int]]]:
+    root = tmp_path_factory.mktemp("odd") / "knees"
+    return root, write_odd_files(root)
+
+
+def test_odd_files_are_read_properly_or_named_and_none_is_in_anothers_place(odd_files):
+    root, told = odd_files
+    slices = list_labelled(root).slices
+    assert {s.source for s in slices} == told.keys()
+    pixels, errors, *_ = decode_slices(slices, (6, 8), workers=4)
+    for i, s in enumerate(slices):
+        kind, grey = told[s.source]
+        if kind != EITHER:
+            assert (i in errors) == (kind == DAMAGED), (s.source, errors.get(i))
+        if kind == READABLE:
+            assert np.abs(pixels[i].astype(int) - grey).max() <= 1, s.source
+        assert "\n" not in errors.get(i, "")
+        assert i not in errors or pixels[i].max() == 0
+
+
+def test_file_named_like_a_slice_of_a_volume_is_itself(tmp_path):
+    for name, grey in (("scan", 50), ("scan#7", 150)):
+        Image.new("L", (8, 8), grey).save(tmp_path / name, "PNG")
+    files = slices_of(*(tmp_path / name for name in ("scan", "scan#7", "scan#8")))
+    pixels, errors, *_ = decode_slices(files, (2, 2))
+    assert pixels[:, 0, 0, 0].tolist() == [50, 150, 0] and list(errors) == [2]
+
+
+def test_names_that_are_no_text_are_trained_on_and_printed(tmp_path, capsys):
+    for i in range(3):
+        for side in ("left", "right"):
+            folder = tmp_path / "knees" / side / os.fsdecode(b"\xff\xfe" + bytes([48 + i]))
+            folder.mkdir(parents=True)
+            Image.new("L", (8, 8), 60 + i).save(folder / "1.png")
+    assert train.main(["--data-dir", str(tmp_path / "knees"), *TINY, "--epochs", "1"]) == 0
+    assert "left/\\udcff\\udcfe2 (1)" in capsys.readouterr().out
+
+
+def python(code: str, *arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=Path(train.__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",  # GDCM changes the locale of the process that wrote DICOM
+    )
+
+
+def test_programs_name_every_odd_file_and_go_on_or_stop(odd_files, tmp_path, capsys):
+    root, told = odd_files
+    damaged, readable = (
+        [path for path, (kind, _) in told.items() if kind == wanted]
+        for wanted in (DAMAGED, READABLE)
+    )
+    model = Perceiver(2, 4.0, 1, num_latents=2, latent_dim=4, latent_heads=1, latent_dim_head=4)
+    model.preprocessing = {"classes": ["left", "right"], "image_size": [6, 8], "mean": 0, "std": 1}
+    save_checkpoint(tmp_path / "model.pt", model)
+
+    def shown(path: str) -> str:
+        return path.encode("utf-8", "backslashreplace").decode()
+
+    arguments = [str(tmp_path / "model.pt"), str(root), "-o", str(tmp_path / "out")]
+    assert predict.main([*arguments, "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert all(f"predict.py: {shown(path)}: " in error for path in damaged)
+    with open(
+        tmp_path / "out/predictions.csv", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == told.keys()
+    assert all(rows[path]["error"] for path in damaged)
+    assert not any(rows[path]["error"] for path in readable)
+
+    # The others in a process of their own, whose memory is measured (ru_maxrss would count what
+    # this process held when it started them).
+    code = (
+        "import sys, dataset, train; "
+        "code = (train if sys.argv[1] == 'train' else dataset).main(sys.argv[2:]); "
+        "peak = [n for n in open('/proc/self/status') if n.startswith('VmHWM')][0]; "
+        "print(int(peak.split()[1]) // 1024); sys.exit(code)"
+    )
+    size = ["--image-size", "16", "16"]
+    training = python(code, "train", "--data-dir", root, *TINY, "--dry-run")
+    sheet = ["--contact-sheet", tmp_path / "sheet.png"]
+    looking = python(code, "dataset", root, *size, *sheet)
+    for process, expected in ((training, 2), (looking, 1)):
+        output, error = process.communicate()
+        assert process.returncode == expected, error
+        assert all(f"{shown(path)}: " in error for path in damaged) and "Traceback" not in error
+        assert not any(
+            f"{shown(p)}: " in error for p, (kind, _) in told.items() if kind == READABLE
+        )
+        assert int(output.splitlines()[-1]) < 600  # MB, of which most are PyTorch's
+    assert Image.open(tmp_path / "sheet.png").width > 1000

@@ -1,0 +1,129 @@
+"""What a run goes on from: odd and hostile files are refused, and so is what changes its result."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_run
+from PIL import Image
+
+import train
+from training.runfolder import locked
+
+
+def change(content: dict, *keys, value) -> None:
+    for key in keys[:-1]:
+        content = content[key]
+    content[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    "keys, value",
+    [
+        (["optimizer", "state", 0, "exp_avg"], torch.zeros(3)),  # Adam would write past its end
+        (["optimizer", "state", 0, "exp_avg_sq"], float("nan")),
+        (["optimizer"], {}),
+        (["progress"], {"epoch": "x"}),
+        (["progress", "step"], -1),
+        (["preprocessing"], [1]),
+        (["preprocessing", "mean"], float("nan")),
+        (["preprocessing", "image_size"], ["a", "b"]),
+        (["config", "depth"], 1),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_odd_contents_is_refused(whole_run, tmp_path, capsys, keys, value):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    if keys[-1] == "exp_avg_sq":
+        value = checkpoint["optimizer"]["state"][0]["exp_avg_sq"] * value
+    change(checkpoint, *keys, value=value)
+    torch.save(checkpoint, folder / "last.pt")
+    assert train.main(["--resume", str(folder), "--epochs", "4"]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'last.pt'}: " in error and len(error.splitlines()) == 1
+
+
+class Hostile:
+    """A pickle that leaves a file behind when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("content", ["hostile", "truncated", "foreign", "infinite"])
+def test_an_unusable_checkpoint_is_refused_and_runs_nothing(whole_run, tmp_path, capsys, content):
+    folder, mark = tmp_path / "run", tmp_path / "mark"
+    folder.mkdir()
+    for name in ("args.json", "split.csv", "last.pt"):
+        (folder / name).write_bytes((whole_run / name).read_bytes())
+    last = folder / "last.pt"
+    if content == "hostile":
+        last.write_bytes(pickle.dumps({"model": Hostile(mark)}))
+    elif content == "truncated":
+        last.write_bytes(last.read_bytes()[:-1000])
+    elif content == "foreign":
+        torch.save({"state_dict": {}}, last)
+    else:
+        checkpoint = torch.load(last, weights_only=True)
+        checkpoint["model"]["latents"][0, 0] = float("inf")
+        torch.save(checkpoint, last)
+    assert train.main(["--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert str(last) in error and len(error.splitlines()) == 1
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--lr", "0.5"),
+        ("--seed", "1"),
+        ("--image-size", "8 8"),
+        ("--grad-accumulation", "2"),  # with dropout
+        ("--output-dir", "elsewhere"),
+        ("--no-augment", ""),
+    ],
+)
+def test_arguments_that_would_change_the_result_are_refused(whole_run, capsys, flag, value):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--resume", str(whole_run), flag, *value.split()])
+    assert stopped.value.code == 2
+    assert f"error: {flag}" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_kept_to_one_process(whole_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    with locked(folder):
+        assert train.main(["--resume", str(folder), "--epochs", "4"]) == 2
+    assert "another process is training in it" in capsys.readouterr().err
+    assert_same_run(folder, whole_run)
+
+
+def test_other_slices_are_refused_and_other_pixels_are_said(whole_run, knees, tmp_path, capsys):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(whole_run, folder)
+    shutil.copytree(knees, other)
+    path = sorted(other.iterdir())[0]
+    Image.new("RGB", (16, 16)).save(path)
+    resume = ["--resume", str(folder), "--data-dir", str(other)]
+    assert train.main(resume) == 0
+    assert "warning: the images are not exactly those" in capsys.readouterr().out
+    path.unlink()
+    assert train.main(resume) == 2
+    assert "127 slices; the run was started with 128" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_from_is_an_error_and_never_a_fresh_start(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--resume", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert "nothing to resume from" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

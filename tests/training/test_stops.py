@@ -1,0 +1,182 @@
+"""Runs that are stopped, killed or starved of disk, and go on."""
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FLAGS, assert_same_run
+
+import train
+from perceiver import Perceiver
+from training.augment import Augmentation
+
+ROOT = Path(__file__).parents[2]
+
+
+def signal_at_step(monkeypatch, step: int, number: int) -> None:
+    """Have this process get a signal in the middle of the given step of the run."""
+    steps, usual = [], Augmentation.__call__
+
+    def call(self, *batch):
+        steps.append(None)
+        if len(steps) == step:
+            os.kill(os.getpid(), number)
+        return usual(self, *batch)
+
+    monkeypatch.setattr(Augmentation, "__call__", call)
+
+
+@pytest.mark.parametrize(
+    "number, step", [(signal.SIGINT, 3), (signal.SIGTERM, 6), (signal.SIGTERM, 11)]
+)
+def test_a_stopped_run_saves_says_how_to_go_on_and_ends_like_a_whole_one(
+    whole_run, knees, tmp_path, monkeypatch, capsys, number, step
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, step, number)
+        code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
+    assert code == 128 + number
+    output = capsys.readouterr()
+    assert f"python train.py --resume {folder}" in output.out and not output.err
+    progress = torch.load(folder / "last.pt", weights_only=True)["progress"]
+    assert (progress["epoch"] - 1) * 6 + progress["step"] == step
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, whole_run)
+    record = json.loads((folder / "args.json").read_text())
+    assert len(record["resumed"]) == 1 and "--resume" not in record["command"]
+
+
+def test_killed_at_random_moments_it_ends_like_a_whole_one(whole_run, knees, tmp_path, kills=3):
+    folder = tmp_path / "run"
+    last, program = folder / "last.pt", [sys.executable, ROOT / "train.py"]
+    command = [*program, "--data-dir", knees, "--output-dir", folder, *FLAGS]
+    moments = random.Random(0)
+    for _ in range(kills):
+        saved = last.stat().st_mtime_ns if last.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == saved):
+            time.sleep(0.002)  # until it has saved, so that each kill comes further
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        Perceiver.from_checkpoint(last)  # never half a file
+        command = [*program, "--resume", folder]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert_same_run(folder, whole_run)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("nth", [1, 4, 7])
+def test_a_failing_disk_leaves_whole_files(
+    whole_run, knees, tmp_path, monkeypatch, capsys, call, nth
+):
+    """Each write, flush or rename may be the one at which the disk is full."""
+    folder, calls = tmp_path / "run", []
+    where = {"write": (Path, "write_bytes"), "fsync": (os, "fsync"), "replace": (os, "replace")}
+    where = where[call]
+    usual = getattr(*where)
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == nth:
+            if call == "write":  # some of it is written
+                usual(arguments[0], arguments[1][:5000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.pt")
+        return usual(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, fail)
+        code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
+    error = capsys.readouterr().err
+    assert code == 1 and "No space left on device" in error and len(error.splitlines()) == 1
+    for path in folder.glob("*.pt"):
+        Perceiver.from_checkpoint(path)
+    assert not list(folder.glob(".*"))
+    if (folder / "last.pt").exists():
+        assert train.main(["--resume", str(folder)]) == 0
+    else:  # nothing was lost, and the folder is free
+        assert train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]) == 0
+    assert_same_run(folder, whole_run)
+
+
+def test_a_quota_that_is_met_is_one_line_and_the_last_checkpoint_is_whole(knees, tmp_path):
+    """A limit that the system itself enforces: the first checkpoint fits, those after don't."""
+    folder = tmp_path / "run"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--data-dir",
+        knees,
+        "--output-dir",
+        folder,
+        *FLAGS,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    Perceiver.from_checkpoint(folder / "last.pt")
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "last.pt", "split.csv"]
+
+
+def test_more_epochs_go_on_from_the_last_and_are_remembered(
+    whole_run, knees, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]
+    assert train.main([*arguments, "--epochs", "2"]) == 0
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 3, signal.SIGINT)
+        assert train.main(["--resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 130
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, whole_run)
+
+
+def test_a_second_signal_stops_at_once(knees, tmp_path):
+    """A step that takes for ever: the first signal waits for its end, the second does not."""
+    code = (
+        "import os, signal, sys, time, train\n"
+        "from training.augment import Augmentation\n"
+        "def call(self, *batch):\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM): os.kill(os.getpid(), number)\n"
+        "    time.sleep(60)\n"
+        "Augmentation.__call__ = call; sys.exit(train.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "--data-dir", knees, "--output-dir", tmp_path / "run"]
+    done = subprocess.run([*command, *FLAGS], capture_output=True, text=True, timeout=50, cwd=ROOT)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines() == [
+        f"train.py: stopped at once; go on with: python train.py --resume {tmp_path / 'run'}"
+    ]
+    Perceiver.from_checkpoint(tmp_path / "run" / "last.pt")
+
+
+@pytest.mark.parametrize("program", ["train.py", "predict.py"])
+def test_ctrl_c_while_it_starts_is_no_traceback(program, knees):
+    for delay in (0.1, 0.5, 1.0, 1.5):
+        arguments = ["--data-dir", knees, "--dry-run"] if program == "train.py" else ["a", "b"]
+        process = subprocess.Popen(
+            [sys.executable, ROOT / program, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+        assert "Traceback" not in error, f"after {delay} s"
+        assert process.returncode in (130, -signal.SIGINT, 2)

@@ -1,0 +1,1 @@
+"""How a run goes: arguments, run folder, one epoch, augmentation."""

@@ -1,0 +1,173 @@
+"""The command line of train.py, and what of it a resumed run may change."""
+
+import argparse
+import inspect
+import os
+from argparse import BooleanOptionalAction
+from pathlib import Path
+
+from common.program import Parser, UserError, as_flag, positive_float, positive_int
+from dataset import add_data_arguments
+from perceiver import Perceiver
+from training.runfolder import launch_id, read_record
+
+# What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
+# augmentation keep so small a model from telling 18 patients apart by detail.
+DEMO_PATIENTS = 24
+DEMO = {
+    "data_dir": Path(f"phantoms/{DEMO_PATIENTS}-patients"),
+    "image_size": (38, 43),
+    "num_freq_bands": 3,
+    "max_freq": 4.0,
+    "num_latents": 32,
+    "latent_dim": 64,
+    "depth": 3,
+    "latent_heads": 4,
+    "latent_dim_head": 16,
+    "epochs": 24,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "lr_decay": 0.9,
+    "augment": True,
+    "mirror_swap": True,
+}
+
+# What a resumed run may change: nothing that its result depends on beyond rounding.
+HARMLESS = set(
+    "cache_dir compile data_dir device epochs grad_accumulation resume save_every_steps "
+    "tensorboard workers".split()
+)
+
+# Arguments of Perceiver. The number of channels, axes and classes follow from the data, and slices
+# of one channel can't do without position features.
+MODEL_FLAGS = {
+    "num_freq_bands": "frequencies of the position encoding",
+    "max_freq": "twice the highest frequency of the position encoding",
+    "depth": "how many times the latents read the tokens",
+    "num_latents": "length of the latent array",
+    "latent_dim": "width of the latent array",
+    "cross_heads": "heads of the cross-attention",
+    "latent_heads": "heads of the latent self-attention",
+    "cross_dim_head": "width of a cross-attention head",
+    "latent_dim_head": "width of a self-attention head",
+    "attention_dropout": "dropout of attention weights",
+    "ff_dropout": "dropout of feed-forward outputs",
+    "activation": "feed-forward activation",
+    "self_per_cross_attn": "latent self-attention layers for each cross-attention",
+    "weight_tie_layers": "share weights between iterations after the first",
+    "checkpoint_latents": "compute latent layers again in backward: less memory, more time",
+}
+
+
+def add_model_arguments(group: argparse._ActionsContainer) -> None:
+    """A flag for each argument of Perceiver, of the same name and default."""
+    for name, text in MODEL_FLAGS.items():
+        default = inspect.signature(Perceiver).parameters[name].default
+        flag, more = "--" + name.replace("_", "-"), {"default": default, "help": text}
+        if isinstance(default, bool):
+            group.add_argument(flag, action=BooleanOptionalAction, **more)
+        elif isinstance(default, str):
+            group.add_argument(flag, choices=["geglu", "gelu"], **more)
+        else:
+            metavar = "N" if isinstance(default, int) else "X"
+            group.add_argument(flag, type=type(default), metavar=metavar, **more)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="train.py",
+        description="Train a Perceiver to tell classes of slices apart, such as left and right "
+        "knees, and test it.",
+        epilog="A run folder that already holds a run is never overwritten. --demo has defaults of "
+        f"its own: {' '.join(as_flag(name, value) for name, value in DEMO.items())}.",
+    )
+    data = parser.add_argument_group("data")
+    add = data.add_mutually_exclusive_group().add_argument
+    add("--data-dir", type=Path, metavar="DIR", help="folder of slices or volumes, or a manifest")
+    add("--demo", action="store_true", help="synthetic knees (kept in phantoms/) and a small model")
+    add_data_arguments(data)
+    add_model_arguments(parser.add_argument_group("model (arguments of perceiver.Perceiver)"))
+
+    add = parser.add_argument_group("optimisation").add_argument
+    switch, balanced = BooleanOptionalAction, ["none", "balanced"]
+    add("--epochs", type=positive_int, default=20, metavar="N", help="passes over the slices")
+    add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="slices a step")
+    add("--grad-accumulation", type=positive_int, default=1, metavar="N", help="parts of a batch")
+    add("--lr", type=positive_float, default=2e-4, metavar="X", help="Adam's learning rate")
+    add("--lr-decay", type=positive_float, default=0.995, metavar="X", help="factor an epoch on it")
+    add("--class-weights", choices=balanced, default="none", help="of the training loss")
+    add("--augment", action=switch, default=False, help="shift, turn, scale, brighten; add noise")
+    add("--mirror-swap", action=switch, default=False, help="mirror half, and swap their sides")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    add("--save-every-steps", type=positive_int, metavar="N", help="within an epoch, too")
+    add("--output-dir", type=Path, metavar="RUN", help="run folder (default: runs/<time>)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add("--amp", action=switch, help="bfloat16 autocast (default: on a GPU only)")
+    add("--compile", action="store_true", help="torch.compile the latent layers (CPU: needs a C++)")
+    add(
+        "--tensorboard", action="store_true", help="write scalars and pictures for TensorBoard, too"
+    )
+    add("--dry-run", action="store_true", help="read, split, report, take one step, stop")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of the command line; --demo changes defaults, and named flags still win."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.demo:
+        parser.set_defaults(**DEMO)
+        args = parser.parse_args(argv)
+    # torchrun --max-restarts starts the same command again.
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if restarts and not (args.output_dir or args.resume):
+        parser.error("--max-restarts takes an --output-dir, to find the run again")
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and args.output_dir and not args.resume:
+        args.resume = own_run(args.output_dir)
+    if args.resume:
+        args = resumed_args(parser, argv, args.resume)
+    if not (args.data_dir or args.demo):
+        parser.error("one of --data-dir, --demo and --resume is needed")
+    if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
+        parser.error("--split-file says which scans are held out: leave out the fractions")
+    return args
+
+
+def own_run(folder: Path) -> Path | None:
+    """The folder, if the torchrun that started this process has begun a run in it."""
+    try:
+        record = read_record(folder)
+    except UserError:
+        return None
+    return folder if "launch" in record and record["launch"] == launch_id() else None
+
+
+def resumed_args(
+    parser: argparse.ArgumentParser, argv: list[str] | None, folder: Path
+) -> argparse.Namespace:
+    """The arguments of the run in `folder`, with those of this command line that may differ."""
+    try:
+        saved = {**read_record(folder)["arguments"], "output_dir": str(folder)}
+    except UserError as error:
+        parser.error(str(error))
+    parser.set_defaults(**saved)
+    args = parser.parse_args(argv)
+    # Each part of a batch draws its own dropout.
+    dropout = saved.get("ff_dropout") or saved.get("attention_dropout")
+    harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
+    changed = []
+    for name, given in vars(args).items():
+        value = parser.get_default(name)  # the run's, or what it was before there was this flag
+        given = str(given) if isinstance(given, Path) else given
+        if name not in harmless and given != value:
+            changed.append(f"{as_flag(name, given)} (the run has {as_flag(name, value)})")
+    if changed:
+        parser.error(
+            f"{', '.join(changed)}: can't be changed on the way, because the result would; start "
+            "a new run"
+        )
+    args.resume = args.output_dir = folder
+    return args

@@ -1,0 +1,202 @@
+"""One epoch: each sample of the training subset once, and then the validation subset.
+
+Order, changes and dropout follow from seed, epoch, step and process alone, so a resumed epoch is
+the same epoch.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from common.program import UserError
+from common.workers import StopSignals, losing_others, processes, rank, reduce
+from dataset import Dataset
+from evaluation.predictions import predict
+from perceiver import Perceiver, autocast
+from training.augment import Augmentation
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or weight that is not a number."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, batch: list[str] = ()):
+        super().__init__(message)
+        self.batch = list(batch)  # names of its slices
+        self.named_in: Path | None = None  # the file that holds them
+
+    def __str__(self) -> str:
+        named = f"; {self.named_in} names the slices of that batch" if self.named_in else ""
+        advice = "; best.pt and last.pt are from before; try a lower --lr"
+        return f"{self.args[0]}{named}{advice}"
+
+
+class OutOfMemory(UserError):
+    """The GPU has too little memory for the parts that a batch is worked through in."""
+
+    exit_code = 1
+
+
+class Stopped(Exception):
+    """A signal was received, and the run is saved. The argument is the signal's number."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what last.pt holds besides weights and optimizer."""
+
+    epoch: int = 1  # the one in training
+    step: int = 0  # its steps that are done
+    loss_sum: float = 0.0  # over the slices of those steps
+    correct: float = 0.0
+    seconds: float = 0.0
+    best: float = math.inf  # lowest validation loss
+    rows: list[dict] = field(default_factory=list)  # of metrics.csv
+
+
+def learning_rate(args: argparse.Namespace, epoch: int) -> float:
+    """Of an epoch, counted from 1: ExponentialLR in closed form, without a state of its own."""
+    return args.lr * args.lr_decay ** (epoch - 1)
+
+
+def balanced_weights(dataset: Dataset) -> Tensor:
+    """A weight for each class (classes,), whose mean over the samples is 1: n / (classes * count).
+
+    As scikit-learn's class_weight="balanced" (King and Zeng 2001, "Logistic Regression in Rare
+    Events Data", section 4.2).
+    """
+    counts = torch.bincount(dataset.labels, minlength=len(dataset.classes))
+    return len(dataset) / (len(dataset.classes) * counts.clamp(min=1).float())
+
+
+def train_one_epoch(
+    model: Perceiver | DistributedDataParallel,
+    dataset: Dataset,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    args: argparse.Namespace,
+    signals: StopSignals,
+    save: Callable[[], None],
+    class_weights: Tensor | None = None,
+) -> None:
+    """Train on each sample once, from step `progress.step` on, and keep `progress` up to date.
+
+    Raises:
+        Stopped: after a signal, with the step done and saved.
+        NonFiniteError: before the optimizer has seen a loss or gradient that is not finite.
+    """
+    model.train()
+    core = model.module if isinstance(model, DistributedDataParallel) else model
+    device = core.latents.device
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(args, progress.epoch)
+    epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(epoch_seed))
+    batches = order.to(dataset.pixels.device).split(args.batch_size)
+    if args.dry_run:
+        batches = batches[:1]
+    changes = args.augment, args.mirror_swap
+    size = tuple(dataset.pixels.shape[1:])
+    change = Augmentation(len(dataset), size, device, args.seed, progress.epoch, *changes)
+    # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
+    sums = torch.zeros(2, device=device, dtype=torch.float64)
+    if rank() == 0:
+        sums += torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64)
+    first_failed = torch.full((), -1, device=device)
+    started = time.perf_counter() - progress.seconds
+    quiet = None if rank() == 0 else True  # None: a bar on a terminal, nothing in a log file
+    bar = tqdm(batches, f"epoch {progress.epoch}", unit="step", leave=False, disable=quiet)
+    bar.update(progress.step)
+
+    for step in range(progress.step, len(batches)):
+        torch.manual_seed(((epoch_seed * 1_000_003 + step) * 1_009 + rank()) % 2**63)
+        optimizer.zero_grad()
+        batch = batches[step]
+        # This process's share. A batch smaller than the processes leaves some a slice of weight 0.
+        share = batch[rank() :: processes()]
+        weight = processes() / len(batch) if len(share) else 0.0
+        parts = (share if len(share) else batch[:1]).tensor_split(args.grad_accumulation)
+        parts = [part for part in parts if len(part)]
+        for part in parts:
+            pixels, labels = dataset.batch(part).to(device), dataset.labels[part].to(device)
+            pixels, labels = change(pixels, labels, part)
+            waits = part is not parts[-1] and model is not core  # gradients are summed at the last
+            with model.no_sync() if waits else nullcontext():
+                with autocast(device, args.amp):
+                    logits = model(core.normalise(pixels))
+                loss = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
+                with losing_others() if model is not core else nullcontext():
+                    (loss * weight).backward()
+            correct = (logits.argmax(dim=1) == labels).sum()
+            sums += torch.stack([loss.detach(), correct.double()]) * bool(weight)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
+        fails = ~torch.isfinite(norm) & (first_failed < 0)
+        first_failed = torch.where(fails, step, first_failed)
+        if device.type == "cuda":  # this step and all after it are skipped: nothing waits
+            optimizer.found_inf = (first_failed >= 0).float()
+        elif first_failed >= 0:
+            raise non_finite_gradient(dataset, batch, step, progress, args)
+        optimizer.step()
+        bar.update()
+
+        progress.step, stop = step + 1, signals.agreed()
+        saves = args.save_every_steps and progress.step % args.save_every_steps == 0
+        if stop or saves or progress.step == len(batches):
+            if (failed := int(first_failed)) >= 0:
+                raise non_finite_gradient(dataset, batches[failed], failed, progress, args)
+            progress.loss_sum, progress.correct = reduce(sums.clone()).tolist()
+            progress.seconds = time.perf_counter() - started
+        if stop or (saves and progress.step < len(batches)):
+            save()
+        if stop:
+            raise Stopped(stop)
+    bar.close()
+
+
+def non_finite_gradient(
+    dataset: Dataset, batch: Tensor, step: int, progress: Progress, args: argparse.Namespace
+) -> NonFiniteError:
+    """What to raise where step `step`, counted from 0, on the samples `batch` gave no number."""
+    message = (
+        f"the gradient became non-finite in epoch {progress.epoch}, step {step + 1}, at learning "
+        f"rate {learning_rate(args, progress.epoch):g}"
+    )
+    return NonFiniteError(message, [dataset.samples[i].name for i in batch.tolist()])
+
+
+def validate(
+    model: Perceiver, val: Dataset, count: int, progress: Progress, args: argparse.Namespace
+) -> dict:
+    """The row of metrics.csv of an epoch that was trained on `count` samples.
+
+    Raises NonFiniteError if the validation loss is not finite.
+    """
+    predictions, labels = predict(model, val, at_a_time(args), args.amp), val.labels.cpu()
+    loss = F.cross_entropy(predictions.logits, labels).item()
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"the validation loss became {loss} in epoch {progress.epoch}")
+    return {
+        "epoch": progress.epoch,
+        "lr": learning_rate(args, progress.epoch),
+        "train_loss": progress.loss_sum / count,
+        "train_accuracy": progress.correct / count,
+        "val_loss": loss,
+        "val_accuracy": (predictions.logits.argmax(dim=1) == labels).float().mean().item(),
+        "seconds": round(progress.seconds, 2),
+    }
+
+
+def at_a_time(args: argparse.Namespace) -> int:
+    """How many samples fit into memory where a batch is worked through in parts."""
+    return math.ceil(args.batch_size / args.grad_accumulation)

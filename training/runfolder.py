@@ -1,0 +1,323 @@
+"""A run's folder: what makes it, how far it has come, and what it goes on from.
+
+It holds args.json, split.csv, metrics.csv, curves.png, last.pt and best.pt, and after testing what
+evaluation/report.py writes. All files are written whole or not at all.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import einops
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from common.files import whole_file, write_csv, write_json
+from common.program import MissingPackage, UserError
+from common.workers import broadcast, processes, rank, wait_for_all
+from evaluation import plots
+from evaluation.calibration import Calibration
+from perceiver import CheckpointError, Perceiver, read_checkpoint
+from training.epoch import NonFiniteError, Progress
+
+RUN_FILES = ("last.pt", "best.pt", "metrics.csv", "test_metrics.json")  # a folder with one is taken
+
+
+# ---- the folder ----------------------------------------------------------------------------------
+
+
+def choose_folder(args: argparse.Namespace) -> Path:
+    """The run folder, checked: a new run never touches another one's. Not made yet."""
+    folder = args.output_dir or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = broadcast(folder)  # one clock decides
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder as --output-dir")
+    check_unused(folder, args)
+    return folder
+
+
+def check_unused(folder: Path, args: argparse.Namespace) -> None:
+    taken = [name for name in RUN_FILES if (folder / name).exists()]
+    if taken and not args.resume:
+        raise UserError(
+            f"{folder} already holds a run ({taken[0]}); choose another --output-dir, or go on "
+            f"with it: --resume {folder}"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process, where the system can.
+
+    Raises UserError if another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is training in it") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def resume_command(folder: Path) -> str:
+    launcher = "python" if processes() == 1 else f"torchrun --nproc-per-node {processes()}"
+    return f"{launcher} train.py --resume {shlex.quote(str(folder))}"
+
+
+# ---- what made the run: args.json ----------------------------------------------------------------
+
+
+def describe_run(arguments: dict, device: torch.device) -> dict:
+    """What made this run: for args.json."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    packages = {"torch": torch, "einops": einops, "numpy": np, "pillow": PIL}
+    versions = {name: package.__version__ for name, package in packages.items()}
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
+        "started": datetime.now().isoformat(timespec="seconds"),
+        "device": f"{device} {name}".strip(),
+        "threads": torch.get_num_threads(),
+        "launch": launch_id(),
+        "git_commit": commit,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def read_record(folder: Path) -> dict:
+    """args.json of a run: its arguments, and what else made it.
+
+    Raises UserError if there is no run in this folder, or none that can be resumed.
+    """
+    if not folder.is_dir():
+        hint = f"; name its folder: --resume {folder.parent}" if folder.is_file() else ""
+        raise UserError(f"{folder}: nothing to resume from: no such folder{hint}")
+    if not (folder / "last.pt").is_file():
+        raise UserError(f"{folder}: nothing to resume from: it holds no last.pt")
+    try:
+        record = json.loads((folder / "args.json").read_text())
+    except OSError as error:
+        raise UserError(f"{folder / 'args.json'}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{folder / 'args.json'}: damaged: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+        raise UserError(f"{folder / 'args.json'}: not the arguments of a run")
+    return record
+
+
+def record_start(folder: Path, arguments: dict, device: torch.device, data: dict) -> None:
+    """Write args.json; a resumed run adds how it went on.
+
+    `arguments` are the latest, so that it goes on the same way again; `data` tells whether the
+    images are still the same.
+    """
+    made = {**describe_run(arguments, device), "data": data}
+    for left in folder.glob(".*.unfinished.*"):  # by a kill
+        left.unlink()
+    if arguments["resume"]:
+        started = read_record(folder)
+        latest = {**made.pop("arguments"), "resume": None}
+        made = {**started, "arguments": latest, "resumed": [*started.get("resumed", []), made]}
+    write_json(folder / "args.json", made)
+
+
+def check_same_data(folder: Path, now: dict) -> str:
+    """Raise UserError if a resumed run would see other slices. Returns a line to print."""
+    before = read_record(folder).get("data", now)
+    if now["slices"] != before["slices"]:
+        raise UserError(
+            f"{now['slices']} slices; the run was started with {before['slices']}, and can't go on "
+            "with others"
+        )
+    if now["crc32"] != before["crc32"]:
+        return "warning: the images are not exactly those that the run was started with"
+    return "the images are those that the run was started with"
+
+
+def launch_id() -> str | None:
+    """The same for all restarts of one torchrun, and for nothing else."""
+    if (run_id := os.environ.get("TORCHELASTIC_RUN_ID", "none")) != "none":
+        return run_id
+    launched = "TORCHELASTIC_RESTART_COUNT" in os.environ
+    return f"{platform.node()} {os.getppid()}" if launched else None
+
+
+# ---- how far it has come: last.pt and best.pt ----------------------------------------------------
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from."""
+
+    model: Perceiver
+    progress: Progress
+    optimizer: dict  # its state
+
+
+class Run:
+    """A run in its folder: the model, its optimizer and its progress, and how they are kept."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Perceiver,
+        optimizer: torch.optim.Optimizer,
+        resumed: Resumed | None = None,
+    ):
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.progress = Progress()
+        if resumed:
+            self.progress = resumed.progress
+            groups = optimizer.state_dict()["param_groups"]  # our own: arguments, not state
+            optimizer.load_state_dict({"state": resumed.optimizer, "param_groups": groups})
+
+    def save(self, *names: str) -> None:
+        """Write checkpoints of these names, from the first process. Raises NonFiniteError."""
+        if rank() > 0:
+            return
+        if not all(tensor.isfinite().all() for tensor in self.model.parameters()):
+            raise NonFiniteError(f"the weights became non-finite in epoch {self.progress.epoch}")
+        more = {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
+        for name in names:
+            save_checkpoint(self.folder / name, self.model, **more)
+
+    def end_epoch(self, row: dict) -> bool:
+        """Keep an epoch's row of metrics.csv; save. Returns whether it was the best so far."""
+        before, loss = self.progress, row["val_loss"]
+        is_best, best = loss < before.best, min(loss, before.best)
+        self.progress = Progress(before.epoch + 1, best=best, rows=[*before.rows, row])
+        # In this order: a kill between the two leaves a last.pt that does this epoch again.
+        self.save(*(["best.pt"] if is_best else []), "last.pt")
+        self.draw()
+        return is_best
+
+    def draw(self) -> None:
+        """Write metrics.csv and curves.png."""
+        if rank() == 0 and self.progress.rows:
+            write_csv(self.folder / "metrics.csv", self.progress.rows)
+            with whole_file(self.folder / "curves.png") as temporary:
+                plots.draw_curves(self.progress.rows, temporary)
+
+
+def name_failed_batch(folder: Path, error: NonFiniteError) -> None:
+    """Write the names of the slices at which it failed into the run folder, and let it say so."""
+    if rank() > 0 or not (error.batch and folder.is_dir()):  # a dry run has no folder
+        return
+    error.named_in = folder / "failed_batch.txt"
+    with whole_file(error.named_in) as temporary:
+        temporary.write_bytes(os.fsencode("\n".join(error.batch) + "\n"))
+
+
+def save_checkpoint(path: Path, model: Perceiver, **training) -> None:
+    """Write what rebuilds the model, and what training goes on from: tensors and plain values."""
+    content = io.BytesIO()  # torch.save itself does not say that a disk is full
+    torch.save({**model.checkpoint(), **training}, content)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def save_calibration(path: Path, model: Perceiver, calibration: Calibration) -> None:
+    """Keep the calibration in the model and in its checkpoint, which else stays as it is."""
+    model.calibration = asdict(calibration)
+    if rank() == 0:
+        content = read_checkpoint(path)
+        save_checkpoint(path, model, optimizer=content["optimizer"], progress=content["progress"])
+    wait_for_all()
+
+
+def read_resumed(folder: Path) -> Resumed:
+    """Raises CheckpointError if last.pt is not a whole checkpoint that a run can go on from."""
+    path = folder / "last.pt"
+    model, checkpoint = Perceiver.from_checkpoint(path), read_checkpoint(path)
+    progress = check_progress(path, checkpoint, model)
+    return Resumed(model, progress, checkpoint["optimizer"]["state"])
+
+
+def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
+    """What a run goes on from, checked.
+
+    Fused Adam writes past the end of optimizer state that is too short: each tensor is compared.
+
+    Raises:
+        CheckpointError: optimizer or progress are missing, of another model, or not finite.
+    """
+    saved, optimizer, fresh = checkpoint.get("progress"), checkpoint.get("optimizer"), Progress()
+    types = {name: type(value) for name, value in asdict(fresh).items()}
+    if not isinstance(saved, dict) or {n: type(v) for n, v in saved.items()} != types:
+        raise CheckpointError(f"{path}: holds no progress that a run can go on from")
+    progress = Progress(**saved)
+    sums = progress.loss_sum, progress.correct, progress.seconds
+    sound = progress.epoch >= 1 and progress.step >= 0 and all(map(math.isfinite, sums))
+    state = optimizer.get("state") if isinstance(optimizer, dict) else None
+    sound = sound and isinstance(state, dict)
+    for i, parameter in enumerate(model.parameters() if state and sound else ()):
+        shape, tensors = tuple(parameter.shape), state.get(i)
+        found = {n: sound_shape(t) for n, t in tensors.items()} if isinstance(tensors, dict) else 0
+        sound = sound and found == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    begun = progress.step or progress.epoch > 1
+    if not sound or (begun and not state):
+        raise CheckpointError(f"{path}: optimizer or progress do not fit the model or are damaged")
+    return progress
+
+
+def sound_shape(tensor: object) -> tuple[int, ...] | None:
+    """The shape of a tensor of finite numbers; None of anything else."""
+    sound = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    return tuple(tensor.shape) if sound and bool(tensor.isfinite().all()) else None
+
+
+# ---- TensorBoard ---------------------------------------------------------------------------------
+
+
+class TensorBoard:
+    """Scalars of each epoch and the pictures of the test, in <run>/tensorboard."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            text = "--tensorboard needs: pip install -r requirements-extra.txt"
+            raise MissingPackage(text) from error
+        self.open = lambda: SummaryWriter(folder / "tensorboard")
+
+    def add_epoch(self, row: dict) -> None:
+        with self.open() as writer:
+            for name, value in row.items():
+                if name != "epoch":
+                    subset, _, quantity = name.partition("_")
+                    tag = f"{quantity}/{subset}" if quantity else name
+                    writer.add_scalar(tag, value, row["epoch"])
+
+    def add_pictures(self, folder: Path, epoch: int) -> None:
+        with self.open() as writer:
+            for path in sorted(folder.glob("*.png")):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                writer.add_image(path.stem, pixels, epoch, dataformats="HWC")
