@@ -162,14 +162,14 @@ def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:
 
 def add_data_arguments(group: argparse._ActionsContainer) -> None:
     """The flags that say how data is read and split."""
-    add = group.add_argument
-    add("--classes", nargs="+", metavar="NAME", help="the labels, in order (default: left right)")
+    add, size = group.add_argument, "height and width that slices are resized to"
+    add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
     add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
-    add("--split", choices=["patient", "scan"], default="patient", help="whole patients, or leaky")
-    add("--split-file", type=Path, metavar="CSV", help="a table that says it: subset, scan")
+    add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
+    add("--split-file", type=Path, metavar="CSV", help="or such a table: columns subset and scan")
     add("--val-fraction", type=float, metavar="X", help="held out for validation (default: 0.125)")
     add("--test-fraction", type=float, metavar="X", help="held out for the test (default: 0.125)")
-    add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86))
+    add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
     add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps decoded slices")
     add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")

@@ -1,4 +1,4 @@
-"""Train a Perceiver to tell left from right knees; keep the best checkpoint; test it once.
+"""Train a Perceiver to tell left from right knees, or any classes; test the best checkpoint once.
 
     python train.py --demo                            # synthetic knees, a small model, minutes
     python train.py --data-dir AKOA_Analysis          # the experiment
@@ -52,7 +52,7 @@ from evaluation.report import describe_test, test_figures, write_report
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
 from scans.names import are_sides
-from scans.slices import DataError, Slice, by_scan
+from scans.slices import DataError, by_scan
 from training import runfolder
 from training.arguments import DEMO_PATIENTS, parse_args
 from training.epoch import (
@@ -161,6 +161,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         args, resumed.model.preprocessing["classes"] if resumed else args.classes
     )
     train = subsets["train"]
+    args.classes = train.classes
     data = {"slices": len(train.slices), "crc32": train.crc32}
     if resumed:
         say(runfolder.check_same_data(folder, data))
@@ -215,7 +216,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
     for line in describe_test(metrics):
         say(line)
     say(f"run folder: {folder}")
-    say(f"next: {predict_command(folder / 'best.pt', subsets['test'].samples[0])}")
+    say(f"next: {predict_command(folder / 'best.pt', subsets['test'])}")
     return 0
 
 
@@ -259,12 +260,13 @@ def describe_epoch(row: dict, epochs: int, is_best: bool) -> str:
     )
 
 
-def predict_command(checkpoint: Path, example: Slice) -> str:
+def predict_command(checkpoint: Path, tested: Dataset) -> str:
     """What to type next: predict.py on a scan that was tested."""
-    source = Path(example.source)
-    pattern = shlex.quote(example.source)
-    if example.index is None:  # an image: all of its scan
-        start = str(source.with_suffix("")).rstrip("0123456789")
+    first = tested.samples[0]
+    scan = {s.source for s in tested.samples if s.scan == first.scan}
+    source, pattern = Path(first.source), shlex.quote(first.source)
+    start = str(source.with_suffix("")).rstrip("0123456789")
+    if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
         pattern = f"{shlex.quote(start)}*{source.suffix}"
     return f"python predict.py {shlex.quote(str(checkpoint))} {pattern}"
 

@@ -105,7 +105,7 @@ def make_parser() -> Parser:
     add("--output-dir", type=Path, metavar="RUN", help="run folder (default: runs/<time>)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--amp", action=switch, help="bfloat16 autocast (default: on a GPU only)")
-    add("--compile", action="store_true", help="torch.compile the latent layers (CPU: needs a C++)")
+    add("--compile", action="store_true", help="torch.compile the latent layers")
     add(
         "--tensorboard", action="store_true", help="write scalars and pictures for TensorBoard, too"
     )
