@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from common.program import Parser, positive_int, run_program
-from scans import copies, overview, splits
+from scans import copies, splits
 from scans.cache import CHUNK, open_pixels
-from scans.labelled import list_labelled
+from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
 from scans.slices import FAILURES, DataError, Listing, Slice, by_scan
 from scans.volumes import PLANES
@@ -54,7 +54,8 @@ class Dataset:
     @cached_property
     def samples(self) -> list[Slice]:
         """A slice of each of the m samples: it knows label, patient and scan."""
-        return [self.slices[i] for i in self.rows.reshape(len(self), -1)[:, 0].tolist()]
+        first = self.rows if self.rows.ndim == 1 else self.rows[:, 0]
+        return [self.slices[i] for i in first.tolist()]
 
     @cached_property
     def labels(self) -> Tensor:
@@ -123,6 +124,7 @@ def split(
     Raises:
         DataError: also if a patient or an image is in two subsets, which by="scan" allows.
     """
+    check_classes_present(dataset.slices, dataset.classes)
     scans = by_scan(dataset.slices)
     if split_file:
         subset_of = splits.read_split(split_file, scans)
@@ -193,6 +195,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     if args.write_slices:
         return keep_slices(args)
+    from scans import overview  # matplotlib, which a notebook may not need
+
     sheet = args.contact_sheet
     if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
         raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")

@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from common.files import write_csv
-from common.program import Parser, UserError, positive_int, run_program
+from common.program import OutOfMemory, Parser, UserError, positive_int, run_program
 from common.workers import choose_device
 from dataset import Dataset, list_slices
 from evaluation.explain import draw_attention
@@ -124,12 +124,13 @@ def write_tables(folder: Path, listing: Listing, answers: Answers, scans: list[d
     """Write predictions.csv, with a row for each slice and each problem, and scans.csv."""
     classes, predictions = listing.classes, answers.predictions
     columns = ["path", "scan", "label", *(f"p_{name}" for name in classes), "error"]
-    said = dict(zip([s.name for s in predictions.samples], predictions.probabilities, strict=True))
+    names = [s.name for s in predictions.samples]
+    predicted = dict(zip(names, predictions.probabilities, strict=True))
     rows = []
     for s in listing.slices:
         row = {"path": s.name, "scan": s.scan}
-        if s.name in said:
-            p = said[s.name]
+        if s.name in predicted:
+            p = predicted[s.name]
             row |= {"label": classes[p.argmax()], **probability_columns(p, classes)}
         else:
             row["error"] = answers.problems[s.name].text
@@ -201,16 +202,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {problem}", file=sys.stderr)
     for problem in dict.fromkeys(answers.problems.values()):
         print(f"predict.py: {problem}", file=sys.stderr)
-    verdicts, failed = Counter(row["verdict"] for row in rows), len(answers.problems)
+    counts, failed = Counter(row["verdict"] for row in rows), len(answers.problems)
     if args.audit and not args.json:
-        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-        print(f"{len(rows)} scans: {counts}" + (f"; {failed} unreadable" if failed else ""))
+        text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+        print(f"{len(rows)} scans: {text}" + (f"; {failed} unreadable" if failed else ""))
     if args.attention:
-        told = [row["verdict"] for row in rows]
+        verdicts = [row["verdict"] for row in rows]
         draw_attention(
-            model, answers.predictions, told, args.attention, args.batch_size, args.workers
+            model, answers.predictions, verdicts, args.attention, args.batch_size, args.workers
         )
-    if args.audit and verdicts["mismatch"]:
+    if args.audit and counts["mismatch"]:
         return 3
     return 1 if failed else 0
 
@@ -220,7 +221,7 @@ def run_and_explain(args: argparse.Namespace) -> int:
         return run(args)
     except torch.cuda.OutOfMemoryError as error:
         fewer = max(1, args.batch_size // 2)
-        raise UserError(f"out of GPU memory; try --batch-size {fewer}") from error
+        raise OutOfMemory(f"out of GPU memory; try --batch-size {fewer}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

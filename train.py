@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from common.program import UserError, run_program
+from common.program import OutOfMemory, UserError, run_program
 from common.workers import (
     StopSignals,
     choose_device,
@@ -51,13 +51,13 @@ from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
+from scans.labelled import check_classes_present
 from scans.names import are_sides
 from scans.slices import DataError, by_scan
 from training import runfolder
 from training.arguments import DEMO_PATIENTS, parse_args
 from training.epoch import (
     NonFiniteError,
-    OutOfMemory,
     Progress,
     Stopped,
     at_a_time,
@@ -80,6 +80,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         )
     listing = list_labelled(args.data_dir, classes, args.name_pattern, args.plane)
     slices, classes = listing.slices, listing.classes
+    check_classes_present(slices, classes)
     if args.mirror_swap and not are_sides(classes):
         raise DataError(f"--mirror-swap swaps left and right; the classes are {', '.join(classes)}")
     scans, patients = by_scan(slices), len({s.patient for s in slices})

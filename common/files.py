@@ -45,6 +45,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.errno is None:  # a library's own complaint, such as of a format
+            raise
         # The user knows the file by the name that it was to get.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
@@ -114,6 +116,6 @@ def write_json(path: Path, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def few(names: list[str]) -> str:
+def abridged(names: list[str]) -> str:
     """The first five, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -21,6 +21,12 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class OutOfMemory(UserError):
+    """The GPU has too little memory. The message says how to use less."""
+
+    exit_code = 1
+
+
 class MissingPackage(UserError):
     """An optional package that is needed now. The message says what to install."""
 
@@ -79,11 +85,12 @@ def run_program(
     except (UserError, *expected) as error:
         code, message = getattr(error, "exit_code", 2), f"{error}"
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise  # not about a file that somebody named
         code, message = 2, f"{error}"
         if error.errno in DISK_FAILURES:
-            code, message = 1, f"{error.filename}: {error.strerror}; what was there is whole"
+            path = error.filename or "standard output"
+            code, message = 1, f"{path}: {error.strerror}; what was there is whole"
+        elif error.filename is None and not isinstance(error, FileNotFoundError | FileExistsError):
+            raise  # not about a file that somebody named
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     if speaks() or code == 1:  # what is wrong with arguments or data is wrong for all processes

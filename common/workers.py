@@ -90,11 +90,21 @@ def losing_others() -> Iterator[None]:
     """For what sends to other processes: where that fails, one of them is dead."""
     try:
         yield
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if not dist.is_initialized():
+        if not (dist.is_initialized() and raised_by_torch(error)):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LostProcess(f"process {rank()} of {processes()} lost another: {reason}") from error
+
+
+def raised_by_torch(error: Exception) -> bool:
+    """Whether the innermost line is PyTorch's: in a backward of our own, it is a bug of ours."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").startswith("torch.")
 
 
 def broadcast(value):

@@ -103,7 +103,7 @@ def fit_threshold(
     wrong = probabilities.argmax(axis=1) != np.asarray(labels)
     if wrong.mean() <= error_rate:
         return 1 / probabilities.shape[1]
-    values, place = np.unique(-confidence, return_inverse=True)  # highest confidence first
-    rates = np.bincount(place, weights=wrong).cumsum() / np.bincount(place).cumsum()
+    values, rank = np.unique(-confidence, return_inverse=True)  # highest confidence first
+    rates = np.bincount(rank, weights=wrong).cumsum() / np.bincount(rank).cumsum()
     good = np.flatnonzero(rates <= error_rate)
     return float(-values[good[-1]]) if len(good) else 1.0

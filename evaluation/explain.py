@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.files import whole_file
 from dataset import Dataset
 from evaluation import plots
-from evaluation.predictions import Predictions, say_label
+from evaluation.predictions import Answer, Predictions
 from perceiver import Perceiver
 from scans.cache import decode_slices
 from scans.names import picture_name
@@ -46,17 +45,15 @@ def draw_attention(
         ).numpy(force=True)  # (slices, depth, height, width)
         grey, labels = pixels[:, 0], []
         for i, s, image, attention in zip(scan.members, slices, grey, maps, strict=True):
-            label, share = say_label(predictions.probabilities[i], classes)
-            labels.append(f"{s.number}: {share.rsplit(' ', 1)[1]}")
-            with whole_file(folder / file_name(s.name)) as temporary:
-                title = f"{s.name}\n{label}, {share}"
-                plots.draw_attention(title, image, attention[[0, -1]], temporary)
-        label, share = say_label(scan.probabilities, classes)
+            answer = Answer.of(predictions.probabilities[i], classes)
+            labels.append(f"{s.number}: {answer.share}")
+            path = folder / file_name(s.name)
+            plots.draw_attention(f"{s.name}\n{answer}", image, attention[[0, -1]], path)
+        answer = Answer.of(scan.probabilities, classes)
         name = f"{scan.name} {scan.label}".strip()
-        with whole_file(folder / file_name(name, prefix="scan_")) as temporary:
-            title = f"{scan.name}\n{label}, {share}, {verdict}"
-            shown = f"number and {share.rsplit(' ', 1)[0]} of each slice"
-            plots.draw_montage(title, labels, grey, maps[:, -1], temporary, shown)
+        title, path = f"{scan.name}\n{answer}, {verdict}", folder / file_name(name, "scan_")
+        shown = f"number and {answer.column} of each slice"
+        plots.draw_montage(title, labels, grey, maps[:, -1], path, shown)
 
 
 def file_name(name: str, prefix: str = "") -> str:

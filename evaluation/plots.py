@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from common.files import whole_file
 from evaluation.metrics import Outcomes, confidence_bins
 from scans.names import drawable, shortened
 
@@ -21,6 +22,11 @@ def make_panels(count: int, width: float, height: float) -> tuple[Figure, list[A
     """A figure with `count` panels side by side, each of this size in inches."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def save(figure: Figure, path: Path, **more) -> None:
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, **more)
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
@@ -46,7 +52,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     panels[1].set(ylabel="slices that are right")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[1].legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def draw_confusion_matrix(scored: dict[str, dict], classes: list[str], path: Path) -> None:
@@ -80,7 +86,8 @@ def draw_confusion_matrix(scored: dict[str, dict], classes: list[str], path: Pat
         right = f"{figures['accuracy']:.2%} of {figures['count']:,} {unit}s"
         axes.set(xlabel="predicted label", ylabel="true label")
         axes.set_title(f"{right}\n{interval}", fontsize=10)
-    figure.savefig(path, dpi=120, bbox_inches="tight")  # or long names would be cut off
+    # Tight, or long names would be cut off.
+    save(figure, path, bbox_inches="tight" if len(classes) > 2 else None)
 
 
 def draw_calibration(outcomes: dict[str, Outcomes], scored: dict[str, dict], path: Path) -> None:
@@ -108,7 +115,7 @@ def draw_calibration(outcomes: dict[str, Outcomes], scored: dict[str, dict], pat
         axes.set_title(f"{len(found.labels):,} {unit}s; larger dots hold more of them", fontsize=10)
         axes.legend(loc="lower right")
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def draw_roc(
@@ -144,7 +151,8 @@ def draw_roc(
             mean = area_text(scored[unit]["roc_auc"])
             axes.set_title(f"{unit}s, each class against the rest\nmean {mean}", fontsize=10)
             finish_roc(axes, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")  # or long legends would be cut off
+    # Tight, or long legends would be cut off.
+    save(figure, path, bbox_inches="tight" if len(classes) > 2 else None)
 
 
 def draw_roc_line(axes: Axes, p: np.ndarray, positive: np.ndarray, colour, label: str) -> None:
@@ -206,7 +214,7 @@ def draw_attention(title: str, image: ArrayLike, maps: ArrayLike, path: Path) ->
     for axes, attention, name in zip(others, maps, names, strict=True):
         overlay(axes, image, attention)
         axes.set_title(name, fontsize=9)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def draw_montage(
@@ -231,7 +239,7 @@ def draw_montage(
         if i < len(images):
             overlay(axes, images[i], maps[i])
             axes.set_title(drawable(labels[i]), fontsize=7, parse_math=False)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 class Example(NamedTuple):
@@ -264,4 +272,4 @@ def draw_errors(scans: list[Example], slices: list[Example], path: Path) -> None
             lines.append(f"{shortened(example.label, 16)}: p {example.p_true:.3f}")
             colour = VAL_COLOUR if example.wrong else "black"
             axes.set_title("\n".join(lines), fontsize=7, color=colour, parse_math=False)
-    figure.savefig(path, dpi=120)
+    save(figure, path)

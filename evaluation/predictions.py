@@ -154,11 +154,21 @@ def shown_class(label: str, classes: list[str]) -> str:
     return classes[1] if len(classes) == 2 else label
 
 
-def say_label(p: np.ndarray, classes: list[str]) -> tuple[str, str]:
-    """The label and one probability as text: ("right", "p_right 0.993")."""
-    label = classes[p.argmax()]
-    shown = shown_class(label, classes)
-    return label, f"p_{shown} {p[classes.index(shown)]:.3f}"
+class Answer(NamedTuple):
+    """A label and the probability that is shown beside it."""
+
+    label: str
+    column: str  # p_right
+    share: str  # 0.993
+
+    @classmethod
+    def of(cls, p: np.ndarray, classes: list[str]) -> "Answer":
+        label = classes[p.argmax()]
+        shown = shown_class(label, classes)
+        return cls(label, f"p_{shown}", f"{p[classes.index(shown)]:.3f}")
+
+    def __str__(self) -> str:
+        return f"{self.label}, {self.column} {self.share}"
 
 
 def probability_columns(p: np.ndarray, classes: list[str]) -> dict[str, str]:

@@ -9,11 +9,13 @@ errors.png.
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.files import whole_file, write_csv, write_json
+from common.files import write_csv, write_json
 from evaluation import plots
 from evaluation.calibration import Calibration
 from evaluation.metrics import score
@@ -61,45 +63,40 @@ def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
     write_json(folder / "test_metrics.json", metrics)
     outcomes = {"slice": predictions.of_slices(), "scan": predictions.of_scans()}
     scored = {"slice": metrics["slices"], "scan": metrics["scans"]}
-    with whole_file(folder / "confusion_matrix.png") as temporary:
-        plots.draw_confusion_matrix(scored, classes, temporary)
-    with whole_file(folder / "calibration.png") as temporary:
-        plots.draw_calibration(outcomes, scored, temporary)
-    with whole_file(folder / "roc.png") as temporary:
-        plots.draw_roc(outcomes, scored, classes, temporary)
-    with whole_file(folder / "errors.png") as temporary:
-        scans, slices = least_right_scans(predictions), least_right_slices(predictions)
-        plots.draw_errors(scans, slices, temporary)
+    plots.draw_confusion_matrix(scored, classes, folder / "confusion_matrix.png")
+    plots.draw_calibration(outcomes, scored, folder / "calibration.png")
+    plots.draw_roc(outcomes, scored, classes, folder / "roc.png")
+    plots.draw_errors(*least_right(predictions), folder / "errors.png")
 
 
-def least_right_scans(predictions: Predictions) -> list[Example]:
-    """The scans whose true label has the lowest probability, by their middle slices."""
-    found = []
-    for scan in predictions.scans:
-        number = predictions.classes.index(scan.label)
-        middle = scan.members[len(scan.members) // 2]
-        name = scan.name.removesuffix(".nii.gz")
-        found.append((float(scan.probabilities[number]), name, middle, scan.probabilities))
-    return examples(predictions, found, EXAMPLES)
+class LeastRight(NamedTuple):
+    """What has the lowest probability of its true label, lowest first."""
+
+    scans: list[Example]
+    slices: list[Example]
 
 
-def least_right_slices(predictions: Predictions) -> list[Example]:
-    found = []
-    for i, (s, p) in enumerate(zip(predictions.samples, predictions.probabilities, strict=True)):
-        name = f"{s.scan.removesuffix('.nii.gz')} #{s.number}"
-        found.append((float(p[predictions.classes.index(s.label)]), name, i, p))
-    return examples(predictions, found, 3 * EXAMPLES)
+def least_right(predictions: Predictions) -> LeastRight:
+    """A few scans, each by its middle slice, and three times as many slices."""
+    classes, samples = predictions.classes, predictions.samples
 
+    def worst(candidates: list[tuple[str, int, np.ndarray]], limit: int) -> list[Example]:
+        """candidates: name, sample that is shown, probabilities (classes,)."""
+        found = []
+        for name, i, p in candidates:
+            number = classes.index(samples[i].label)
+            found.append((float(p[number]), name.replace(".nii.gz", ""), i, p.argmax() != number))
+        examples = []
+        for p_true, name, i, wrong in sorted(found)[:limit]:
+            image = predictions.dataset.batch(torch.tensor([i]))[0, 0].numpy(force=True)
+            examples.append(Example(name, samples[i].label, p_true, image, bool(wrong)))
+        return examples
 
-def examples(predictions: Predictions, found: list[tuple], limit: int) -> list[Example]:
-    """found: (probability of the true label, name, sample that is shown, all probabilities)."""
-    chosen = []
-    for p_true, name, i, p in sorted(found, key=lambda row: row[:3])[:limit]:
-        label = predictions.samples[i].label
-        image = predictions.dataset.batch(torch.tensor([i]))[0, 0].numpy(force=True)
-        wrong = bool(p.argmax() != predictions.classes.index(label))
-        chosen.append(Example(name, label, p_true, image, wrong))
-    return chosen
+    scans = [(x.name, x.members[len(x.members) // 2], x.probabilities) for x in predictions.scans]
+    slices = [
+        (f"{s.scan} #{s.number}", i, predictions.probabilities[i]) for i, s in enumerate(samples)
+    ]
+    return LeastRight(worst(scans, EXAMPLES), worst(slices, 3 * EXAMPLES))
 
 
 def describe_test(metrics: dict) -> list[str]:

@@ -62,9 +62,9 @@ def decode_slices(
             if first.volume is None:
                 pixels[positions, 0] = read_image(first.source, image_size)
             else:
-                cut = read_slices(first.volume, plane)
+                planes = read_slices(first.volume, plane)
                 for position in positions:
-                    image = Image.fromarray(cut[slices[position].index])
+                    image = Image.fromarray(planes[slices[position].index])
                     pixels[position, 0] = resize(image, image_size)
         except (ImageError, VolumeError) as error:
             pixels[positions] = 0
@@ -109,10 +109,10 @@ def open_pixels(
         decoded = decode_slices(slices, image_size, workers, plane)
         return decoded._replace(crc32=crc32_of(decoded.pixels), note=note)
 
-    try:
-        target = Path(cache_dir, f"{cache_key(slices, image_size, plane)}.npy")
-    except (OSError, ValueError):  # of a file that decoding will name
+    key = cache_key(slices, image_size, plane)
+    if key is None:  # a file is not there: decoding will name it
         return in_memory()
+    target = Path(cache_dir, f"{key}.npy")
     try:
         if kept := open_kept(target, shape):
             return kept
@@ -144,14 +144,21 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def cache_key(slices: list[Slice], image_size: tuple[int, int], plane: str) -> str:
-    """A name that changes with any file's path, size or time, and with what is made of them."""
+def cache_key(slices: list[Slice], image_size: tuple[int, int], plane: str) -> str | None:
+    """A name that changes with any file's path, size or time, and with what is made of them.
+
+    None if a file can't be looked at.
+    """
     key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)} {plane}".encode())
     files = {}
     for s in slices:
         if s.source not in files:
-            parts = source_files(s.volume) if s.volume else [s.source]
-            files[s.source] = [(os.stat(part).st_size, os.stat(part).st_mtime_ns) for part in parts]
+            try:
+                parts = source_files(s.volume) if s.volume else [s.source]
+                found = [os.stat(part) for part in parts]
+            except (OSError, ValueError):  # ValueError: a name with a zero in it
+                return None
+            files[s.source] = [(status.st_size, status.st_mtime_ns) for status in found]
         key.update(
             f"{os.path.abspath(s.name)} {files[s.source]}\n".encode(errors="surrogateescape")
         )
@@ -162,12 +169,15 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
     """Map a file that open_pixels wrote; None if there is none, or not a whole one."""
     try:
         checksum = json.loads(path.with_suffix(".json").read_text())["crc32"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        return None
+    try:
         kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
     except FileNotFoundError:
         return None
     except OSError:
         raise
-    except Exception:  # of a damaged header or checksum: ValueError, EOFError, TokenError, ...
+    except Exception:  # of a damaged header NumPy may raise ValueError, EOFError, TokenError, ...
         return None
     if not isinstance(kept, np.ndarray) or kept.shape != shape or kept.dtype != np.uint8:
         return None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.files import few, write_json
+from common.files import abridged, write_json
 from scans.slices import DataError, Slice
 
 SIZE = 24  # images are compared as 24 x 24 grey levels
@@ -111,6 +111,6 @@ def check_copies(slices: list[Slice], pairs: Pairs, subset_of: dict[str, str]) -
             for a, b in leaks
         ]
         raise DataError(
-            f"{len(leaks)} images are in more than one subset: {few(named)}; put the patients of "
-            "both into one"
+            f"{len(leaks)} images are in more than one subset: {abridged(named)}; put the patients "
+            "of both into one"
         )

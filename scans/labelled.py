@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.files import few
+from common.files import abridged
 from scans import names
 from scans.listing import SLICES_PER_SCAN, is_manifest, list_slices
 from scans.names import is_image, natural_order
@@ -32,8 +32,7 @@ def list_labelled(
 
     Raises:
         DataError: no such folder, a folder or volume that can't be read, a name that contradicts
-            its folder, names that tell no scans, a scan of two labels or patients, or a class
-            without a slice.
+            its folder, names that tell no scans, or a scan of two labels or patients.
     """
     if not os.path.exists(path):
         raise DataError(f"{path}: no such folder")
@@ -54,17 +53,12 @@ def list_labelled(
     others = [s.name for s in listing.slices if not s.label]
     if not labelled:
         raise DataError(nothing_labelled(path, others, listing.classes, name_pattern))
-    for label in listing.classes:
-        if not any(s.label == label for s in labelled):
-            counts = Counter(s.label for s in labelled)
-            there = ", ".join(f"{name} ({count:,} slices)" for name, count in counts.items())
-            raise DataError(f"{path}: none of the slices is {label}; the classes found are {there}")
     if others:
-        text = f"{len(others)} slices have no label and are left out: {few(others)}"
+        text = f"{len(others)} slices have no label and are left out: {abridged(others)}"
         remarks.append(Problem("", Kind.REMARK, text))
     if localizers := listing.of_kind(Kind.LOCALIZER):
         text = f"{len(localizers)} series are too short for a scan: "
-        text += few([problem.path for problem in localizers])
+        text += abridged([problem.path for problem in localizers])
         remarks.append(Problem("", Kind.REMARK, text))
     if nameless := listing.of_kind(Kind.NAMELESS):
         raise DataError(nameless[0].text)
@@ -75,13 +69,22 @@ def list_labelled(
     return Listing(labelled, remarks, listing.classes)
 
 
+def check_classes_present(slices: list[Slice], classes: Sequence[str]) -> None:
+    """Raise DataError if there is no slice of a class."""
+    counts = Counter(s.label for s in slices)
+    for label in classes:
+        if not counts[label]:
+            there = ", ".join(f"{name} ({count:,} slices)" for name, count in counts.items())
+            raise DataError(f"none of the slices is {label}; the classes found are {there}")
+
+
 def check_scans(slices: list[Slice]) -> None:
     """Raise DataError with its name if a scan has two labels or two patients."""
     for what in ("label", "patient"):
-        told = defaultdict(set)
+        found = defaultdict(set)
         for s in slices:
-            told[s.scan].add(getattr(s, what))
-        for scan, values in told.items():
+            found[s.scan].add(getattr(s, what))
+        for scan, values in found.items():
             if len(values) > 1:
                 raise DataError(
                     f"scan {scan} is of two {what}s: {', '.join(sorted(values))}; let the scan's "
@@ -106,7 +109,7 @@ def describe_guesses(slices: list[Slice], guessed: bool) -> list[Problem]:
     sizes = Counter(s.scan for s in slices)
     odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != SLICES_PER_SCAN]
     if odd:
-        lines.append(f"{len(odd)} scans do not have {SLICES_PER_SCAN} slices: {few(odd)}")
+        lines.append(f"{len(odd)} scans do not have {SLICES_PER_SCAN} slices: {abridged(odd)}")
     return [Problem("", Kind.GUESSED, line) for line in lines]
 
 
@@ -118,11 +121,10 @@ def nothing_labelled(
         what = "no images and no volumes"
     else:
         what = f"{len(unlabelled)} slices but none with a label ({', '.join(classes)})"
-    folders = " and ".join(f"{label}/" for label in classes)
-    expected = f"expected folders {folders}; --name-pattern or a manifest can tell otherwise"
-    if names.are_sides(classes):
-        akoa = "OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png"
-        expected = expected.replace("expected", f"expected names like {akoa}, or")
+    folders = "folders " + " and ".join(f"{label}/" for label in classes)
+    akoa = "names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, or "
+    forms = (akoa if names.are_sides(classes) else "") + folders
+    expected = f"expected {forms}; --name-pattern or a manifest can tell otherwise"
     if name_pattern:
         expected = f"--name-pattern {name_pattern} finds no label in their names"
     if others := folders_like_classes(Path(path), unlabelled):
@@ -142,5 +144,7 @@ def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
         if len(folders) in CLASS_FOLDERS and not {f.lower() for f in folders} & SUBSET_FOLDERS
     ]
     # Of p01/normal and p02/abnormal: classes are fewer than patients, and seldom numbered.
-    found.sort(key=lambda folders: (len(folders), any(map(names.number_at_end, folders))))
-    return sorted(found[0], key=natural_order) if found else []
+    named = [folders for folders in found if not any(map(names.number_at_end, folders))]
+    if not named and len(found) > 1:
+        return []  # 0/1/7.png: who knows which of the two is the patient
+    return sorted(min(named or found, key=len, default=[]), key=natural_order)

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import few, read_csv
+from common.files import abridged, read_csv
 from scans import names
 from scans.dicom import Volumes, find_series, is_dicom, problem_of
-from scans.names import Told, is_image, label_of_word, natural_order, weigh
+from scans.names import Identity, is_image, label_of_word, natural_order, weigh
 from scans.slices import (
     FAILURES,
     SIDES,
@@ -28,29 +28,29 @@ from scans.slices import (
     Slice,
     Volume,
 )
-from scans.volumes import VolumeError, check_volume, plan_cut, read_header, side_of_position
+from scans.volumes import VolumeError, check_volume, plan_slicing, read_header, side_of_position
 
 SLICES_PER_SCAN = 40  # as in AKOA
 
 
 class Found(NamedTuple):
-    """An image or a volume, and what is told of it: what slices are made of."""
+    """An image or a volume, and what is known of it: what slices are made of."""
 
     source: str
-    told: Told
+    identity: Identity
     volume: Volume | None = None
     count: int = 1  # slices of a volume
 
     def slices(self, prefix: str = "") -> Iterator[Slice]:
         """Its slices; a prefix stands before the scan's name, unless that is AKOA's."""
-        told = self.told
-        if prefix and not names.AKOA_NAME.fullmatch(f"{told.scan}_0"):
-            told = told._replace(scan=os.path.join(prefix, told.scan))
+        identity = self.identity
+        if prefix and not names.AKOA_NAME.fullmatch(f"{identity.scan}_0"):
+            identity = identity._replace(scan=os.path.join(prefix, identity.scan))
         if self.volume is None:
-            yield Slice(self.source, None, *told)
+            yield Slice(self.source, None, *identity)
         else:
             for i in range(self.count):
-                yield Slice(self.source, i, *told._replace(number=i), self.volume)
+                yield Slice(self.source, i, *identity._replace(number=i), self.volume)
 
 
 # ---- everything that is there --------------------------------------------------------------------
@@ -140,6 +140,10 @@ def classes_of_manifest(path: Path) -> list[str]:
     spellings: dict[str, str] = {}
     for word in filter(None, words):
         spellings.setdefault(word.lower(), word)
+    if len(spellings) < 2:
+        raise DataError(
+            f"{path}: expected two or more different labels, got {', '.join(spellings) or 'none'}"
+        )
     return sorted(spellings.values(), key=natural_order)
 
 
@@ -178,7 +182,7 @@ def find_volumes(folder: str, files: list[str], plane: str = "stored") -> Volume
     for volume in [*headers, *series.volumes]:
         try:
             check_volume(volume)
-            plan_cut(volume, plane)
+            plan_slicing(volume, plane)
             found.append(volume)
         except VolumeError as error:
             problems.append(problem_of(error))
@@ -203,10 +207,10 @@ def witnesses(volume: Volume, name: str, classes: list[str]) -> list[tuple[str, 
     if not names.are_sides(classes):
         of_folder = names.label_of_folders(Path(name, "_"), classes)
         return [("folder", of_folder)] if of_folder else []
-    said = [("name", names.side_in_name(name))]
-    said += [("header", side) for side in sorted(volume.sides)]
-    said += [("position", side_of_position(volume))]
-    return [(who, label_of_word(side, classes)) for who, side in said if side]
+    found = [("name", names.side_in_name(name))]
+    found += [("header", side) for side in sorted(volume.sides)]
+    found += [("position", side_of_position(volume))]
+    return [(who, label_of_word(side, classes)) for who, side in found if side]
 
 
 # ---- one folder, file or manifest ----------------------------------------------------------------
@@ -233,13 +237,13 @@ class Lister:
             below_root = Path(folder).relative_to(root)
             for name in filter(is_image, files):
                 path, below = os.path.join(folder, name), below_root / name
-                told, key = self.tell_image(path, below), (folder, name)
-                if told.scan and not self.pattern:
-                    key = (told.label, told.scan, below.stem)
+                identity, key = self.tell_image(path, below), (folder, name)
+                if identity.scan and not self.pattern:
+                    key = (identity.label, identity.scan, below.stem)
                 if key in found:
                     twice.append(path)
                 else:
-                    found[key] = Found(path, told)
+                    found[key] = Found(path, identity)
             others = [name for name in files if not is_image(name)]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
@@ -254,7 +258,7 @@ class Lister:
             (lost, "links lead nowhere and are left out"),
         ]:
             if paths:
-                self.note(Kind.REMARK, f"{len(paths)} {text}: {few(paths)}")
+                self.note(Kind.REMARK, f"{len(paths)} {text}: {abridged(paths)}")
         if not (found or any(problem.kind in FAILURES for problem in self.problems[before:])):
             self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))
         return sorted(found.values(), key=lambda f: natural_order(f.source))
@@ -267,14 +271,14 @@ class Lister:
             except VolumeError as error:
                 self.note(Kind.UNREADABLE, error.text, path)
                 return []
-            told = self.tell_volume(volume, Path(path).parent.parent)
-            return [self.found(volume, told._replace(scan=path))]
-        told = None
+            identity = self.tell_volume(volume, Path(path).parent.parent)
+            return [self.found(volume, identity._replace(scan=path))]
+        identity = None
         if not self.pattern:
-            told = names.parse_name(Path(os.path.basename(path)), self.classes)
-        if not (told and told.label):  # the name alone does not tell it
-            told = self.tell_image(path, Path(path))
-        return [Found(path, told)]
+            identity = names.parse_name(Path(os.path.basename(path)), self.classes)
+        if not (identity and identity.label):  # the name alone does not tell it
+            identity = self.tell_image(path, Path(path))
+        return [Found(path, identity)]
 
     def read_manifest(self, path: Path) -> list[Found]:
         """A CSV with columns path and label (or side), and where they are known patient and scan.
@@ -299,11 +303,11 @@ class Lister:
             if is_image(os.path.basename(file)):
                 scan = scan or (f"{patient} {label}" if patient else "")
                 number = names.number_at_end(Path(file).stem)
-                found[file] = Found(file, Told(label, patient, scan, number))
+                found[file] = Found(file, Identity(label, patient, scan, number))
                 continue
             try:
                 volume = open_volume(file, self.plane)
-                found[file] = self.found(volume, Told(label, patient, scan or row["path"]))
+                found[file] = self.found(volume, Identity(label, patient, scan or row["path"]))
                 weigh([("manifest", label), *witnesses(volume, file, self.classes)])
             except VolumeError as error:
                 self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {line})", file)
@@ -311,22 +315,22 @@ class Lister:
                 self.note(Kind.REMARK, str(error), file)
         return list(found.values())
 
-    def found(self, volume: Volume, told: Told) -> Found:
-        return Found(volume.source, told, volume, plan_cut(volume, self.plane).slices)
+    def found(self, volume: Volume, identity: Identity) -> Found:
+        return Found(volume.source, identity, volume, plan_slicing(volume, self.plane).slices)
 
-    def tell_image(self, path: str, below: Path) -> Told:
+    def tell_image(self, path: str, below: Path) -> Identity:
         """What an image's path below the data folder says."""
         try:
             if self.pattern:
-                told = names.parse_by_pattern(below, self.pattern, self.classes)
+                identity = names.parse_by_pattern(below, self.pattern, self.classes)
             else:
-                told = names.parse_name(below, self.classes)
+                identity = names.parse_name(below, self.classes)
         except Contradiction as error:
             self.note(Kind.CONTRADICTION, str(error), path)
-            told = None
-        return told or names.parse_unlabelled(below)
+            identity = None
+        return identity or names.parse_unlabelled(below)
 
-    def tell_volume(self, volume: Volume, root: Path) -> Told:
+    def tell_volume(self, volume: Volume, root: Path) -> Identity:
         """A volume's label, patient and scan. Where two things tell two labels it has none.
 
         The patient is that of a pattern, an AKOA name or the DICOM PatientID; or the first folder
@@ -337,7 +341,7 @@ class Lister:
         if below == Path("."):  # the folder of DICOM files itself
             below = Path(os.path.basename(os.path.abspath(root)))
         patient = volume.tags.get("patient", "")
-        series = volume.source.removeprefix(volume.path)  # "", or #2 for a folder's second one
+        series = f"#{volume.number}" if volume.number > 1 else ""
         scan = below.as_posix() + series
         folders = [f for f in below.parts[:-1] if names.label_of_folder(f, self.classes) is None]
         if akoa := names.AKOA_NAME.fullmatch(f"{below.name}_0"):
@@ -346,19 +350,21 @@ class Lister:
             patient = patient or folders[0]
         elif not patient:
             patient = names.without_side(below.name)
-        said, label = [], ""
+        of_pattern, label = [], ""
         try:
             if self.pattern:
-                told = names.parse_by_pattern(below, self.pattern, self.classes)
-                if told is None:
-                    return Told("", patient, scan)
-                patient = told.patient
-                scan = told.scan if told.scan and "scan" in self.pattern.groupindex else scan
-                said.append(("pattern", told.label))
-            label = weigh([*said, *witnesses(volume, str(below), self.classes)])
+                identity = names.parse_by_pattern(below, self.pattern, self.classes)
+                if identity is None:
+                    return Identity("", patient, scan)
+                patient = identity.patient
+                scan = (
+                    identity.scan if identity.scan and "scan" in self.pattern.groupindex else scan
+                )
+                of_pattern.append(("pattern", identity.label))
+            label = weigh([*of_pattern, *witnesses(volume, str(below), self.classes)])
         except Contradiction as error:
             self.note(Kind.CONTRADICTION, str(error), volume.source)
-        return Told(label, patient, scan)
+        return Identity(label, patient, scan)
 
     def name_scans(self, found: list[Found], guessed: bool) -> list[Found]:
         """The same with a scan each: where names tell none, 40 slices in sorted order are one;
@@ -368,15 +374,15 @@ class Lister:
         nothing either. Where they do not divide into scans of 40, that is a problem, and they are
         one scan a folder. What has no label keeps what its name says.
         """
-        told = {f.source: f.told for f in found if f.told.label}
-        patients = {t.patient for t in told.values()}
-        scans = {(t.label, t.scan) for t in told.values()}
+        known = {f.source: f.identity for f in found if f.identity.label}
+        patients = {x.patient for x in known.values()}
+        scans = {(x.label, x.scan) for x in known.values()}
         by_name = all(map(names.AKOA_PATIENT.fullmatch, patients))
-        by_name = by_name or all(names.tells_patient(Path(source)) for source in told)
+        by_name = by_name or all(names.tells_patient(Path(source)) for source in known)
         alike = guessed and len(patients) == 1 and len(scans) == len(self.classes) and not by_name
-        images = [f.source for f in found if f.volume is None and f.source in told]
-        nameless = sorted((x for x in images if alike or not told[x].scan), key=natural_order)
-        by_label = {x: [s for s in nameless if told[s].label == x] for x in self.classes}
+        images = [f.source for f in found if f.volume is None and f.source in known]
+        nameless = sorted((s for s in images if alike or not known[s].scan), key=natural_order)
+        by_label = {x: [s for s in nameless if known[s].label == x] for x in self.classes}
         odd = {label: some for label, some in by_label.items() if len(some) % SLICES_PER_SCAN}
         for label, some in odd.items():
             text = (
@@ -386,21 +392,21 @@ class Lister:
             )
             self.note(Kind.NAMELESS, text)
         if odd:
-            for source in [source for source in told if not told[source].scan]:
-                told[source] = told[source]._replace(scan=str(Path(source).parent))
-            return [f._replace(told=told.get(f.source, f.told)) for f in found]
+            for source in [source for source in known if not known[source].scan]:
+                known[source] = known[source]._replace(scan=str(Path(source).parent))
+            return [f._replace(identity=known.get(f.source, f.identity)) for f in found]
         for label, some in by_label.items():
             for i, source in enumerate(some):
                 scan = f"{label} {i // SLICES_PER_SCAN + 1:04}"
-                told[source] = told[source]._replace(patient="", scan=scan)
+                known[source] = known[source]._replace(patient="", scan=scan)
             if some:
                 text = f"the names of {len(some)} {label} slices tell no scan: {SLICES_PER_SCAN} "
                 self.note(Kind.GUESSED, text + "in sorted order are taken as one")
-        if lonely := {t.scan for t in told.values() if not t.patient}:
+        if lonely := {x.scan for x in known.values() if not x.patient}:
             text = (
                 f"the names of {len(lonely)} scans tell no patient: each is taken as a patient of "
                 "its own, and if one has several, the accuracy will be too good"
             )
             self.note(Kind.GUESSED, text)
-        told = {source: t._replace(patient=t.patient or t.scan) for source, t in told.items()}
-        return [f._replace(told=told.get(f.source, f.told)) for f in found]
+        known = {source: x._replace(patient=x.patient or x.scan) for source, x in known.items()}
+        return [f._replace(identity=known.get(f.source, f.identity)) for f in found]

@@ -1,7 +1,7 @@
 """A path -> label, patient, scan and number. Every regular expression about names is here.
 
     parse_name(Path("left/p01/7.png"), ["left", "right"])
-    # Told(label="left", patient="p01", scan="left/p01", number=7)
+    # Identity(label="left", patient="p01", scan="left/p01", number=7)
 
 Names tell these: AKOA's, folders that are called like a class, a pattern of one's own, or names as
 `python dataset.py IN --write-slices OUT` writes them.
@@ -35,7 +35,7 @@ NAME_AND_NUMBER = re.compile(r"(.*?)[-_ ]*(\d*)", re.DOTALL)
 PATTERN_GROUPS = ("patient", "scan", "label", "side", "slice")
 
 
-class Told(NamedTuple):
+class Identity(NamedTuple):
     """What is known of a slice, or of all slices of a volume. "" is what nothing tells."""
 
     label: str
@@ -87,10 +87,11 @@ def label_of_folders(path: Path, classes: list[str]) -> str | None:
 
     Raises Contradiction if two folders are called like two classes.
     """
-    told = {label for part in path.parts[:-1] if (label := label_of_folder(part, classes))}
-    if len(told) > 1:
-        raise Contradiction(f"its folders say {' and '.join(sorted(told))}")
-    return told.pop() if told else None
+    found = {label for part in path.parts[:-1] if (label := label_of_folder(part, classes))}
+    if len(found) > 1:
+        folders = " and ".join(sorted(found))
+        raise Contradiction(f"its folders say {folders}; --name-pattern or a manifest can tell")
+    return found.pop() if found else None
 
 
 def label_of_folder(name: str, classes: list[str]) -> str | None:
@@ -110,23 +111,23 @@ def without_side(name: str) -> str:
     return SIDE_WORD.sub("", VOLUME_ENDING.fullmatch(name)[1]).strip(" _.-")
 
 
-def weigh(said: list[tuple[str, str]]) -> str:
-    """The label that all who said one agree on; "" if nobody did.
+def weigh(witnesses: list[tuple[str, str]]) -> str:
+    """The label that all witnesses agree on; "" if there is none.
 
-    said: (who, label), such as ("name", "left"). Raises Contradiction: "the name says left, its
-    header right".
+    witnesses: (who, label), such as ("name", "left"). Raises Contradiction, such as "the name says
+    left, its header right".
     """
-    if len({label for _, label in said}) > 1:
-        (who, label), *others = said
+    if len({label for _, label in witnesses}) > 1:
+        (who, label), *others = witnesses
         others = ", ".join(f"its {other} {also}" for other, also in others)
         raise Contradiction(f"the {who} says {label}, {others}")
-    return said[0][1] if said else ""
+    return witnesses[0][1] if witnesses else ""
 
 
 # ---- a path -> what it tells ---------------------------------------------------------------------
 
 
-def parse_name(path: Path, classes: list[str]) -> Told | None:
+def parse_name(path: Path, classes: list[str]) -> Identity | None:
     """What an image's path says, by its name or by a folder that is called like a class.
 
     Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` and `p01/left/7.png`, also with
@@ -140,20 +141,20 @@ def parse_name(path: Path, classes: list[str]) -> Told | None:
     of_folder = label_of_folders(path, classes)
     if match := AKOA_NAME.fullmatch(path.stem) or WRITTEN_NAME.fullmatch(path.stem):
         word = match.groupdict().get("side") or match.groupdict().get("label") or ""
-        of_name = label_of_word(word, classes)
+        of_name = label_of_word(decode_name(word), classes)
         label = weigh([(who, x) for who, x in (("name", of_name), ("folder", of_folder)) if x])
         patient, scan = decode_name(match["patient"]), decode_name(match["scan"])
         if match.re is AKOA_NAME:
             patient, scan = match["patient"].upper(), match["scan"]
-        return Told(label, patient, scan, int(match["number"]))
+        return Identity(label, patient, scan, int(match["number"]))
     if of_folder is None:
         return None
     position = max(i for i, p in enumerate(path.parts[:-1]) if label_of_folder(p, [of_folder]))
     name, number = NAME_AND_NUMBER.fullmatch(path.stem).groups()
     above, below = path.parts[:position], path.parts[position + 1 : -1]
-    told = [*below[:1], *filter(None, [name]), *above[:1]]
-    scan = "/".join(filter(None, [*above, of_folder, *below, name])) if told else ""
-    return Told(of_folder, told[0] if told else "", scan, int(number or 0))
+    candidates = [*below[:1], *filter(None, [name]), *above[:1]]
+    scan = "/".join(filter(None, [*above, of_folder, *below, name])) if candidates else ""
+    return Identity(of_folder, candidates[0] if candidates else "", scan, int(number or 0))
 
 
 def tells_patient(path: Path) -> bool:
@@ -162,10 +163,10 @@ def tells_patient(path: Path) -> bool:
     return bool(written or AKOA_NAME.fullmatch(path.stem) or AKOA_NAME.fullmatch(f"{path.name}_0"))
 
 
-def parse_unlabelled(path: Path) -> Told:
+def parse_unlabelled(path: Path) -> Identity:
     """An image without a label: new/knee_07.png is slice 7 of the scan new/knee."""
     name, number = NAME_AND_NUMBER.fullmatch(path.stem).groups()
-    return Told("", "", str(path.parent / (name or "slices")), int(number or 0))
+    return Identity("", "", str(path.parent / (name or "slices")), int(number or 0))
 
 
 def compile_pattern(text: str) -> re.Pattern:
@@ -180,7 +181,7 @@ def compile_pattern(text: str) -> re.Pattern:
     return pattern
 
 
-def parse_by_pattern(path: Path, pattern: re.Pattern, classes: list[str]) -> Told | None:
+def parse_by_pattern(path: Path, pattern: re.Pattern, classes: list[str]) -> Identity | None:
     """What a pattern finds in a path below the data folder, such as `a/12_L_003.png`.
 
     A group that it lacks: the label is that of a folder that is called like a class; the scan is
@@ -192,8 +193,8 @@ def parse_by_pattern(path: Path, pattern: re.Pattern, classes: list[str]) -> Tol
     """
     if not (match := pattern.search(path.as_posix())):
         return None
-    told = {name: text or "" for name, text in match.groupdict().items()}
-    if word := told.get("label") or told.get("side"):
+    groups = {name: text or "" for name, text in match.groupdict().items()}
+    if word := groups.get("label") or groups.get("side"):
         label = label_of_word(word, classes)
         if label is None:
             expected = ", ".join(classes)
@@ -202,23 +203,23 @@ def parse_by_pattern(path: Path, pattern: re.Pattern, classes: list[str]) -> Tol
         label = label_of_folders(path, classes)
     if label is None:
         return None
-    patient, scan = told.get("patient", ""), told.get("scan", "")
+    patient, scan = groups.get("patient", ""), groups.get("scan", "")
     if patient and not scan:
         scan = "/".join([*path.parts[:-1], f"{patient} {label}"])
-    number = told.get("slice") or str(number_at_end(path.stem))
-    return Told(label, patient, scan, int(number) if number.isdecimal() else 0)
+    number = groups.get("slice") or str(number_at_end(path.stem))
+    return Identity(label, patient, scan, int(number) if number.isdecimal() else 0)
 
 
 # ---- what is known -> a name ---------------------------------------------------------------------
 
 
-def written_name(told: Told, classes: list[str]) -> str:
+def written_name(identity: Identity, classes: list[str]) -> str:
     """A file name that `parse_name` reads back to the very same: AKOA's where the scan has one."""
-    akoa = f"{told.scan}_{told.number}.png"
-    if AKOA_NAME.fullmatch(akoa[:-4]) and parse_name(Path(akoa), classes) == told:
+    akoa = f"{identity.scan}_{identity.number}.png"
+    if AKOA_NAME.fullmatch(akoa[:-4]) and parse_name(Path(akoa), classes) == identity:
         return akoa
-    patient, scan, label = map(encode_name, (told.patient, told.scan, told.label))
-    return f"patient={patient},scan={scan},label={label}_{told.number}.png"
+    patient, scan, label = map(encode_name, (identity.patient, identity.scan, identity.label))
+    return f"patient={patient},scan={scan},label={label}_{identity.number}.png"
 
 
 def encode_name(text: str) -> str:

@@ -109,7 +109,7 @@ def draw_contact_sheet(rows: list[Shown], path: Path) -> None:
     box = {"facecolor": "k", "edgecolor": "none", "pad": 1.5}  # readable on bright tissue, too
     style = {"color": "w", "fontsize": 7, "va": "top", "bbox": box}
 
-    def place(left: float, top: float) -> tuple[float, float, float, float]:
+    def bounds(left: float, top: float) -> tuple[float, float, float, float]:
         """A picture's box in shares of the figure, from inches right of and below its corner."""
         return left / total[0], 1 - (top + tall) / total[1], cell / total[0], tall / total[1]
 
@@ -120,7 +120,7 @@ def draw_contact_sheet(rows: list[Shown], path: Path) -> None:
         x, y = gap / total[0], 1 - (top - 0.07) / total[1]
         figure.text(x, y, title, fontsize=9, va="bottom", parse_math=False)
         for column, (number, picture) in enumerate(zip(row.numbers, row.pictures, strict=True)):
-            axes = figure.add_axes(place(gap + column * (cell + gap), top))
+            axes = figure.add_axes(bounds(gap + column * (cell + gap), top))
             axes.axis("off")
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axes.text(0.02, 0.97, number, transform=axes.transAxes, **style)

@@ -142,7 +142,7 @@ def split_by_scan(
         names = sorted(name for name, slices in scans.items() if slices[0].label == label)
         if len(names) < len(SUBSETS):
             raise DataError(f"{len(names)} {label} scans can't fill train, val and test")
-        share = EXPERIMENT_SHARES.get(label, HELD_OUT)
+        share = EXPERIMENT_SHARES.get(label.lower(), HELD_OUT)
         val = share if val_fraction is None else val_fraction
         test = share if test_fraction is None else test_fraction
         check_fractions(val, test)
@@ -150,8 +150,8 @@ def split_by_scan(
         num_train = len(names) - num_val - num_test
         if num_train < 1:
             raise DataError(f"fractions {val} and {test} leave no {label} scan to train on")
-        cut = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
-        subset_of.update(zip(names, cut, strict=True))
+        subsets = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
+        subset_of.update(zip(names, subsets, strict=True))
     return subset_of
 
 

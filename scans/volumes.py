@@ -160,8 +160,8 @@ def check_volume(volume: Volume) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How a volume is cut: which of its axes i, j, k (0, 1, 2) become slices, rows and columns."""
+class Slicing:
+    """How a volume is sliced: which of its axes i, j, k (0, 1, 2) are slices, rows and columns."""
 
     axes: tuple[int, int, int]
     reverse: tuple[bool, bool, bool]
@@ -170,7 +170,7 @@ class Cut:
     width: int
 
 
-def plan_cut(volume: Volume, plane: str) -> Cut:
+def plan_slicing(volume: Volume, plane: str) -> Slicing:
     """Raises VolumeError if the slices are too few (TooShort) or too large."""
     if plane == "stored":
         thick = volume.spacing[2] >= 0.99 * max(volume.spacing)
@@ -192,11 +192,11 @@ def plan_cut(volume: Volume, plane: str) -> Cut:
         width = max(1, round(width * spacing[1] / min(spacing)))
     if height * width > MAX_PIXELS:
         raise VolumeError(volume.source, f"slices of {height} x {width} pixels are too large")
-    return Cut(axes, reverse, min(count, MAX_SLICES), height, width)
+    return Slicing(axes, reverse, min(count, MAX_SLICES), height, width)
 
 
 def read_slices(volume: Volume, plane: str = "stored") -> np.ndarray:
-    """Cut a volume into up to 40 evenly spaced slices: uint8 array (slices, height, width).
+    """Slice a volume into up to 40 evenly spaced slices: uint8 array (slices, height, width).
 
     `stored` cuts across the axis with the largest spacing (of equal ones the slowest) and leaves
     rows and columns as they are. The other planes take the axes nearest to the patient's, without
@@ -214,7 +214,7 @@ def read_slices(volume: Volume, plane: str = "stored") -> np.ndarray:
         VolumeError: one line that names the file and what is wrong.
     """
     check_volume(volume)
-    cut = plan_cut(volume, plane)
+    slicing = plan_slicing(volume, plane)
     pixels = read_pixels(volume)  # (k, j, i)
     finite = np.isfinite(pixels)
     if not finite.all():
@@ -222,14 +222,14 @@ def read_slices(volume: Volume, plane: str = "stored") -> np.ndarray:
     low, high = map(float, np.percentile(pixels, PERCENTILES))
     if low == high:  # as in a label map with little but background
         low, high = float(pixels.min()), float(pixels.max())
-    pixels = pixels.transpose([2 - a for a in cut.axes])  # (slices, rows, columns)
-    pixels = pixels[tuple(slice(None, None, -1 if r else 1) for r in cut.reverse)]
-    chosen = np.linspace(0, len(pixels) - 1, cut.slices).round().astype(int)
+    pixels = pixels.transpose([2 - a for a in slicing.axes])  # (slices, rows, columns)
+    pixels = pixels[tuple(slice(None, None, -1 if r else 1) for r in slicing.reverse)]
+    chosen = np.linspace(0, len(pixels) - 1, slicing.slices).round().astype(int)
     scaled = (pixels[chosen].astype(float) - low) / ((high - low) or 1) * 255
     slices = scaled.clip(0, 255).round().astype(np.uint8)
-    if slices.shape[1:] == (cut.height, cut.width):
+    if slices.shape[1:] == (slicing.height, slicing.width):
         return slices
-    size, bilinear = (cut.width, cut.height), Image.Resampling.BILINEAR
+    size, bilinear = (slicing.width, slicing.height), Image.Resampling.BILINEAR
     return np.stack([np.asarray(Image.fromarray(s).resize(size, bilinear)) for s in slices])
 
 

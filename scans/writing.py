@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.files import whole_folder
 from scans.images import ImageError, read_grey
-from scans.names import Told, written_name
+from scans.names import Identity, written_name
 from scans.slices import DataError, Kind, Listing, Problem, Slice
 from scans.volumes import VolumeError, read_slices
 
@@ -74,8 +74,8 @@ def read_at_once(slices: list[Slice], plane: str) -> list[np.ndarray]:
     first = slices[0]
     if first.volume is None:
         return [np.asarray(read_grey(first.source)).round().astype(np.uint8)] * len(slices)
-    cut = read_slices(first.volume, plane)
-    return [cut[s.index] for s in slices]
+    planes = read_slices(first.volume, plane)
+    return [planes[s.index] for s in slices]
 
 
 def name_all(listing: Listing) -> dict[str, str]:
@@ -87,7 +87,7 @@ def name_all(listing: Listing) -> dict[str, str]:
         scan = s.scan, s.label, s.patient
         number = counted[scan] if scan in twice else s.number
         counted[scan] += 1
-        name = written_name(Told(s.label, s.patient, s.scan, number), listing.classes)
+        name = written_name(Identity(s.label, s.patient, s.scan, number), listing.classes)
         if len(os.fsencode(name)) > LONGEST_NAME:
             raise DataError(f"{s.name}: its file would have too long a name: {name}")
         names[s.name] = name

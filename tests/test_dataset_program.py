@@ -297,3 +297,14 @@ def test_all_files_unreadable_is_unusable_data(tmp_path, capsys):
     assert dataset.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("not an image") == 6 and "none of the files can be read" in error
+
+
+def test_data_of_one_class_is_described_before_it_can_not_be_split(tmp_path, capsys):
+    for i in range(3):
+        (tmp_path / "knees" / "left").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), 50 * i).save(tmp_path / "knees" / "left" / f"p{i}_1.png")
+    sheet = tmp_path / "sheet.png"
+    assert dataset.main([str(tmp_path / "knees"), "--contact-sheet", str(sheet)]) == 2
+    output, error = capsys.readouterr()
+    assert "3 slices, 3 scans, 3 patients" in output and sheet.exists()
+    assert "none of the slices is right; the classes found are left (3 slices)" in error

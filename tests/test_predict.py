@@ -364,3 +364,29 @@ def test_a_checkpoint_of_the_last_version_says_what_it_said(tmp_path):
     mean = np.mean(known["probabilities"], axis=0)
     assert float(scan["p_right"]) == pytest.approx(mean[1], abs=2e-5)
     assert float(scan["p_left"]) == pytest.approx(mean[0], abs=2e-5)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"damaged", "folder"])
+def test_nothing_that_can_be_read_is_a_row_with_the_error_and_exit_1(
+    finished_run, tmp_path, capsys, content
+):
+    path = tmp_path / "knee_1.png"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    output = tmp_path / "out"
+    assert predict.main([str(finished_run / "best.pt"), str(path), "-o", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"predict.py: {path}: ") and len(error.splitlines()) == 1
+    (row,) = read_csv(output / "predictions.csv")
+    assert row["path"] == str(path) and row["error"] and not row["label"]
+    assert read_csv(output / "scans.csv") == []
+
+
+def test_a_full_standard_output_is_one_line_and_exit_1(finished_run, knees):
+    command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", knees]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

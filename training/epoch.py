@@ -42,12 +42,6 @@ class NonFiniteError(UserError):
         return f"{self.args[0]}{named}{advice}"
 
 
-class OutOfMemory(UserError):
-    """The GPU has too little memory for the parts that a batch is worked through in."""
-
-    exit_code = 1
-
-
 class Stopped(Exception):
     """A signal was received, and the run is saved. The argument is the signal's number."""
 

@@ -223,8 +223,7 @@ class Run:
         """Write metrics.csv and curves.png."""
         if rank() == 0 and self.progress.rows:
             write_csv(self.folder / "metrics.csv", self.progress.rows)
-            with whole_file(self.folder / "curves.png") as temporary:
-                plots.draw_curves(self.progress.rows, temporary)
+            plots.draw_curves(self.progress.rows, self.folder / "curves.png")
 
 
 def name_failed_batch(folder: Path, error: NonFiniteError) -> None:

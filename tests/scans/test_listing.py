@@ -10,7 +10,7 @@ import pytest
 from conftest import write_scan
 from PIL import Image
 
-from scans.labelled import list_labelled
+from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
 from scans.slices import DataError, Kind, Slice, by_scan
 
@@ -392,11 +392,11 @@ def test_five_grades_come_from_folders_and_from_a_manifest(tmp_path):
 def test_manifest_tells_its_own_classes_in_natural_order(tmp_path, column, words, classes):
     lines = [f"{i}.png,{word},p{i}\n" for i, word in enumerate(words.split())]
     path = write_manifest(tmp_path, f"path,{column},patient\n" + "".join(lines))
+    listing = list_labelled(path)
     if classes is None:
         with pytest.raises(DataError, match=r"none of the slices is left; .* are right \(2 slices"):
-            list_labelled(path)
+            check_classes_present(listing.slices, listing.classes)
         return
-    listing = list_labelled(path)
     assert listing.classes == classes
     assert {s.label for s in listing.slices} == set(classes)
 
@@ -428,8 +428,24 @@ def test_group_label_of_a_pattern_tells_the_class(tmp_path, group):
 def test_class_without_a_slice_is_refused_with_the_classes_found_and_their_counts(tmp_path):
     write_images(tmp_path, "0/p1_1.png", "0/p1_2.png", "2/p2_1.png", "other/x.png")
     found = r"none of the slices is 1; the classes found are 0 \(2 slices\), 2 \(1 slices\)"
+    listing = list_labelled(tmp_path, ["0", "1", "2"])
     with pytest.raises(DataError, match=found):
-        list_labelled(tmp_path, ["0", "1", "2"])
+        check_classes_present(listing.slices, listing.classes)
+
+
+def test_manifest_of_one_label_is_named_with_it(tmp_path):
+    path = write_manifest(tmp_path, "path,label\na.png,torn\nb.png,Torn\n")
+    with pytest.raises(
+        DataError, match=r"knees\.csv: expected two or more different labels, got torn"
+    ):
+        list_labelled(path)
+
+
+def test_numbered_folders_that_may_be_patients_are_not_offered_as_classes(tmp_path):
+    write_images(tmp_path, *(f"{grade}/{p}/7.png" for grade in range(3) for p in range(10, 14)))
+    with pytest.raises(DataError) as refused:
+        list_labelled(tmp_path, ["low", "high"])
+    assert "if these folders are the classes" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +477,8 @@ def test_subfolders_that_look_like_classes_are_named_where_nothing_is_labelled(
 def test_two_folders_of_a_path_called_like_two_classes_are_a_contradiction(tmp_path):
     write_images(tmp_path, "normal/p1/abnormal/7.png", "normal/p2_1.png", "abnormal/p3_1.png")
     path = tmp_path / "normal/p1/abnormal/7.png"
-    message = f"{path}: its folders say abnormal and normal"
+    advice = "; --name-pattern or a manifest can tell"
+    message = f"{path}: its folders say abnormal and normal{advice}"
     with pytest.raises(DataError, match=message):
         list_labelled(tmp_path, GRADES)
     listing = list_slices(tmp_path, GRADES)

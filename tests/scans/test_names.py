@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import AKOA
 
-from scans.names import Told, label_of_word, parse_name, side_in_name, written_name
+from scans.names import Identity, label_of_word, parse_name, side_in_name, written_name
 from scans.slices import SIDES, Contradiction
 
 
@@ -38,7 +38,7 @@ def test_visits_in_folders_belong_to_one_patient(name, patient, scan, label):
     name, scan = (
         text.replace("left", label).replace("Left", label.title()) for text in (name, scan)
     )
-    assert parse_name(Path(name), classes) == Told(label, patient, scan, 7)
+    assert parse_name(Path(name), classes) == Identity(label, patient, scan, 7)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_side_is_a_word_of_the_nearest_name(name, side):
 def test_akoa_name_below_a_class_folder_tells_patient_and_scan_and_the_folder_the_label():
     scan = AKOA.format(patient=9014797, side="RIGHT", hash=1)
     path = Path("site/Abnormal") / f"{scan}_17.png"
-    assert parse_name(path, ["normal", "abnormal"]) == Told("abnormal", "OAI9014797", scan, 17)
+    assert parse_name(path, ["normal", "abnormal"]) == Identity("abnormal", "OAI9014797", scan, 17)
 
 
 def test_akoa_name_tells_no_other_label_than_a_side():
@@ -96,14 +96,14 @@ def test_words_for_left_and_right_stand_for_no_other_class():
 @pytest.mark.parametrize(
     "told",
     [
-        Told("left", "p01", "left/p01", 7),
-        Told("right", "a,b=c", "x/y,label=left_3", 0),
-        Told("", "", "..", 12),
-        Told("left", "100%", "%2F%", 1),
-        Told("left", "two\nlines", "膝\\колено", 1),
-        Told("right", "\udcff\udcfe", ".hidden \udcff", 1),
-        Told("left", "OAI1", AKOA.format(patient=1, side="RIGHT", hash=0), 3),  # another label
-        Told("left", "OAI1", "a/OAI1_V_LEFT", 3),  # the file would be called OAI1_V_LEFT_3.png
+        Identity("left", "p01", "left/p01", 7),
+        Identity("right", "a,b=c", "x/y,label=left_3", 0),
+        Identity("", "", "..", 12),
+        Identity("left", "100%", "%2F%", 1),
+        Identity("left", "two\nlines", "膝\\колено", 1),
+        Identity("right", "\udcff\udcfe", ".hidden \udcff", 1),
+        Identity("left", "OAI1", AKOA.format(patient=1, side="RIGHT", hash=0), 3),  # another label
+        Identity("left", "OAI1", "a/OAI1_V_LEFT", 3),  # the file would be called OAI1_V_LEFT_3.png
     ],
 )
 def test_every_name_is_written_so_that_it_is_read_back(told):
@@ -114,12 +114,12 @@ def test_every_name_is_written_so_that_it_is_read_back(told):
 
 def test_written_names_are_akoa_names_where_these_tell_the_same():
     scan = AKOA.format(patient=1, side="L_E_F_T", hash=0)
-    assert written_name(Told("left", "OAI0000001", scan, 7), list(SIDES)) == f"{scan}_7.png"
-    other = written_name(Told("normal", "OAI0000001", scan, 7), ["normal", "abnormal"])
+    assert written_name(Identity("left", "OAI0000001", scan, 7), list(SIDES)) == f"{scan}_7.png"
+    other = written_name(Identity("normal", "OAI0000001", scan, 7), ["normal", "abnormal"])
     assert parse_name(Path(other), ["normal", "abnormal"]).label == "normal"
 
 
 def test_written_name_that_contradicts_its_folder_is_refused():
-    name = written_name(Told("left", "p", "s", 1), list(SIDES))
+    name = written_name(Identity("left", "p", "s", 1), list(SIDES))
     with pytest.raises(Contradiction, match="the name says left, its folder right"):
         parse_name(Path("right", name), SIDES)

@@ -13,7 +13,7 @@ from scans.slices import SIDES, DataError, Volume
 from scans.volumes import (
     PLANES,
     VolumeError,
-    plan_cut,
+    plan_slicing,
     read_slices,
     side_of_position,
     source_files,
@@ -26,7 +26,7 @@ class Found:
     def __init__(self, folder: Path, *names: str, plane: str = "stored"):
         found = find_volumes(str(folder), list(names) or os.listdir(folder), plane)
         self.volumes = found.volumes
-        self.counts = [plan_cut(v, plane).slices for v in found.volumes]
+        self.counts = [plan_slicing(v, plane).slices for v in found.volumes]
         self.problems = [(problem.path, problem.text) for problem in found.problems]
 
 
@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_slices(tmp_path):
     low, high = np.percentile(pixels, (1, 99.5))
     expected = ((pixels - low) / (high - low) * 255).clip(0, 255).round()
     for v in [*found.volumes, *Found(tmp_path / "dicom").volumes]:
-        assert (*tell(v, tmp_path), plan_cut(v, "stored").slices) == ("right", "position", 9), v
+        assert (*tell(v, tmp_path), plan_slicing(v, "stored").slices) == ("right", "position", 9), v
         slices = read_slices(v)
         assert slices.dtype == np.uint8 and np.abs(slices - expected).max() <= 1, v.source
         assert all(map(os.path.isfile, source_files(v)))

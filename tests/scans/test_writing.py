@@ -399,3 +399,20 @@ def test_a_name_that_no_file_can_have_is_refused_before_anything_is_written(knee
     write_images(knees, f"left/{'a' * 120}/{'b' * 120}_1.png")
     assert keep(knees, out) == 2
     assert "its file would have too long a name" in capsys.readouterr().err and nothing_beside(out)
+
+
+def test_labels_of_any_letters_are_read_back(tmp_path):
+    """All that file names can't hold stands in the labels: they are escaped, and read again."""
+    labels = ["<50", 'a "b" %/,*?|:', "Ümläut", "back\\slash"]
+    rows = []
+    for i, label in enumerate(labels):
+        Image.new("L", (8, 8), 9 * i).save(tmp_path / f"{i}.png")
+        quoted = label.replace('"', '""')
+        rows.append(f'{i}.png,"{quoted}",p{i},s{i}')
+    (tmp_path / "all.csv").write_text("\n".join(["path,label,patient,scan", *rows]), "utf-8")
+    out = tmp_path / "out"
+    assert dataset.main([str(tmp_path / "all.csv"), "--write-slices", str(out)]) == 0
+    listing = list_labelled(out, labels)
+    assert [(s.patient, s.label) for s in listing.slices] == [
+        (f"p{i}", label) for i, label in enumerate(labels)
+    ]

@@ -102,3 +102,24 @@ def test_what_torchrun_restarts_goes_on(whole_run, tmp_path, monkeypatch):
     record = json.loads((own / "args.json").read_text())
     (own / "args.json").write_text(json.dumps({**record, "launch": "mine"}))
     assert train.parse_args([*arguments, str(own), *FLAGS]).resume == own
+
+
+def test_a_bug_in_a_backward_of_our_own_is_not_blamed_on_another_process(tmp_path):
+    """gloo's failures and ours are both RuntimeErrors: the innermost line tells whose it is."""
+    write_knees(tmp_path / "knees", patients=5, slices=7)
+    (tmp_path / "buggy.py").write_text(
+        "import sys, torch, perceiver, train\n"
+        "def backward(ctx, grad): return torch.zeros(2) + torch.zeros(3), None\n"
+        "perceiver.ReadTokens.backward = staticmethod(backward)\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    common = ["--data-dir", tmp_path / "knees", *TINY, "--output-dir", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, *launcher, tmp_path / "buggy.py", *common],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1 and "in backward" in done.stderr
+    assert "must match the size of tensor" in done.stderr
