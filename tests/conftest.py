@@ -1,6 +1,7 @@
 """Small real knees for the tests of the programs."""
 
 import csv
+import locale
 import os
 from pathlib import Path
 
@@ -17,6 +18,14 @@ TINY = (
 # Everything that draws random numbers is on; 6 steps an epoch, saved after every second.
 FLAGS = [*TINY, "--epochs", "3", "--ff-dropout", "0.2", "--augment", "--mirror-swap"]
 FLAGS += ["--save-every-steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def own_locale():
+    """GDCM, which writes DICOM for some tests, leaves the process with ASCII for what follows."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -241,7 +241,7 @@ def python(code: str, *arguments) -> subprocess.Popen:
         cwd=Path(train.__file__).parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        encoding="utf-8",  # GDCM changes the locale of the process that wrote DICOM
+        text=True,
     )
 
 
