@@ -80,16 +80,18 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         )
     listing = list_labelled(args.data_dir, classes, args.name_pattern, args.plane)
     slices, classes = listing.slices, listing.classes
-    check_classes_present(slices, classes)
     if args.mirror_swap and not are_sides(classes):
         raise DataError(f"--mirror-swap swaps left and right; the classes are {', '.join(classes)}")
     scans, patients = by_scan(slices), len({s.patient for s in slices})
     say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
+    for problem in listing.problems:
+        say(f"note: {problem}")
+    check_classes_present(slices, classes)
     with first_process_first():  # the others open what it kept
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers, args.plane)
     pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
     found = copies.describe_copies(slices, dataset.pixels, pairs)
-    for line in [*map(str, listing.problems), dataset.note, *found]:
+    for line in [dataset.note, *found]:
         if line:
             say(f"note: {line}")
 
