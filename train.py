@@ -27,6 +27,7 @@ import math
 import os
 import shlex
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,12 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
             f"{args.data_dir}: the run's data is not there; --data-dir says where it is"
         )
     listing = list_labelled(args.data_dir, classes, args.name_pattern, args.plane)
-    slices, classes = listing.slices, listing.classes
+    slices = listing.slices
+    if classes is None and not are_sides(listing.classes):
+        counts = Counter(s.label for s in slices)
+        found = ", ".join(f"{label} ({counts[label]:,} slices)" for label in listing.classes)
+        say(f"the manifest's labels: {found}; if one is misspelt, --classes names the right ones")
+    classes = listing.classes
     if args.mirror_swap and not are_sides(classes):
         raise DataError(f"--mirror-swap swaps left and right; the classes are {', '.join(classes)}")
     scans, patients = by_scan(slices), len({s.patient for s in slices})
