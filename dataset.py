@@ -164,7 +164,8 @@ def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:
 
 def add_data_arguments(group: argparse._ActionsContainer) -> None:
     """The flags that say how data is read and split."""
-    add, size = group.add_argument, "height and width that slices are resized to"
+    add = group.add_argument
+    size = "height and width that slices are resized to"
     add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
     add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
     add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
