@@ -18,7 +18,7 @@ Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data, 13
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from scans import copies, splits
 from scans.cache import CHUNK, open_pixels
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
-from scans.slices import FAILURES, DataError, Listing, Slice, by_scan
+from scans.slices import FAILURES, DataError, Listing, Options, Slice, by_scan
 from scans.volumes import PLANES
 from scans.writing import write_slices
 
@@ -91,14 +91,13 @@ def load_dataset(
     image_size: Sequence[int] = (76, 86),
     cache_dir: str | Path = "cache",
     workers: int | None = None,
-    plane: str = "stored",
 ) -> Dataset:
     """Decode all slices of a listing, or open what was kept of them. Each is a sample.
 
     Raises:
         DataError: some files can't be read; all are named.
     """
-    decoded = open_pixels(listing.slices, tuple(image_size), cache_dir, workers, plane)
+    decoded = open_pixels(listing.slices, tuple(image_size), cache_dir, workers)
     if decoded.errors:
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
         count = f"{len(lines)} files can't be read; mend or remove them:"
@@ -174,11 +173,18 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--test-fraction", type=float, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
+    add("--slices", type=positive_int, default=40, metavar="N", help="of a volume, evenly spaced")
     add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps decoded slices")
     add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
     )
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """How files are understood, by the flags."""
+    names = [field.name for field in fields(Options) if hasattr(args, field.name)]
+    return Options(**{name: getattr(args, name) for name in names})
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -201,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
     sheet = args.contact_sheet
     if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
         raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")
-    listing = list_labelled(args.data_dir, args.classes, args.name_pattern, args.plane)
+    listing = list_labelled(args.data_dir, args.classes, options_of(args))
     slices, classes = listing.slices, listing.classes
     scans, patients = len(by_scan(slices)), len({s.patient for s in slices})
     print(f"{args.data_dir}: {len(slices):,} slices, {scans} scans, {patients} patients")
@@ -210,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
     print("files:", *overview.describe_files(slices, args.workers), sep="\n")
 
     size = tuple(args.image_size)
-    decoded = open_pixels(slices, size, args.cache_dir, args.workers, args.plane)
+    decoded = open_pixels(slices, size, args.cache_dir, args.workers)
     for i, text in decoded.errors.items():
         print(f"dataset.py: {slices[i].name}: {text}", file=sys.stderr)
     if len(decoded.errors) == len(slices):
@@ -239,8 +245,8 @@ def run(args: argparse.Namespace) -> int:
 
 def keep_slices(args: argparse.Namespace) -> int:
     """--write-slices: all that can be listed, labelled or not."""
-    listing = list_slices(args.data_dir, args.classes, args.name_pattern, args.plane)
-    written = write_slices(listing, args.write_slices, args.plane, args.workers)
+    listing = list_slices(args.data_dir, args.classes, options_of(args))
+    written = write_slices(listing, args.write_slices, args.workers)
     for problem in [*listing.problems, *written.problems]:
         print(f"dataset.py: {problem}", file=sys.stderr)
     unlabelled = written.count - written.labelled

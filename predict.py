@@ -37,7 +37,7 @@ from evaluation.explain import draw_attention
 from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
 from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
-from scans.slices import FAILURES, Kind, Listing, Problem
+from scans.slices import FAILURES, Kind, Listing, Options, Problem
 
 CHUNK = 2048  # slices decoded at a time: memory stays the same for any number of files
 VERDICTS = ("ok", "mismatch", "unsure", "unknown")
@@ -80,12 +80,12 @@ class Answers(NamedTuple):
 
 def predict_listing(model: Perceiver, listing: Listing, args: argparse.Namespace) -> Answers:
     """Decode and predict all slices, a chunk at a time."""
-    size, plane = tuple(model.preprocessing["image_size"]), plane_of(model)
+    size = tuple(model.preprocessing["image_size"])
     readable, logits, problems = [], [], {}
     with tqdm(total=len(listing.slices), unit="slice", leave=False, disable=None) as bar:
         for start in range(0, len(listing.slices), CHUNK):
             slices = listing.slices[start : start + CHUNK]
-            pixels, errors, *_ = decode_slices(slices, size, args.workers, plane, progress=False)
+            pixels, errors, *_ = decode_slices(slices, size, args.workers, progress=False)
             for i, text in errors.items():
                 problem = Problem(slices[i].source, Kind.UNREADABLE, text)
                 problems[slices[i].name] = problem
@@ -101,9 +101,12 @@ def predict_listing(model: Perceiver, listing: Listing, args: argparse.Namespace
     return Answers(Predictions(dataset, logits, model.calibration["temperature"]), problems)
 
 
-def plane_of(model: Perceiver) -> str:
-    """How the volumes that it was trained on were cut."""
-    return model.preprocessing.get("plane", "stored")
+def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
+    """Names by the flags; volumes are sliced as those that it was trained on."""
+    sliced = {
+        key: model.preprocessing[key] for key in ("plane", "slices") if key in model.preprocessing
+    }
+    return Options(args.name_pattern, **sliced)
 
 
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
@@ -186,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.paths:
         return 0
     classes = model.preprocessing["classes"]
-    listing = list_slices(args.paths, classes, args.name_pattern, plane_of(model))
+    listing = list_slices(args.paths, classes, options_of(model, args))
     if not (listing.slices or listing.of_kind(*FAILURES)):
         raise UserError("no path was given: standard input or the manifest is empty")
     answers = predict_listing(model, listing, args)

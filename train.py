@@ -46,7 +46,14 @@ from common.workers import (
     rank,
     say,
 )
-from dataset import Dataset, list_labelled, load_dataset, split_as_told, subset_of_scans
+from dataset import (
+    Dataset,
+    list_labelled,
+    load_dataset,
+    options_of,
+    split_as_told,
+    subset_of_scans,
+)
 from evaluation.calibration import calibrate
 from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
@@ -79,7 +86,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         raise DataError(
             f"{args.data_dir}: the run's data is not there; --data-dir says where it is"
         )
-    listing = list_labelled(args.data_dir, classes, args.name_pattern, args.plane)
+    listing = list_labelled(args.data_dir, classes, options_of(args))
     slices = listing.slices
     if classes is None and not are_sides(listing.classes):
         counts = Counter(s.label for s in slices)
@@ -94,7 +101,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         say(f"note: {problem}")
     check_classes_present(slices, classes)
     with first_process_first():  # the others open what it kept
-        dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers, args.plane)
+        dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
     pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
     found = copies.describe_copies(slices, dataset.pixels, pairs)
     for line in [dataset.note, *found]:
@@ -123,6 +130,7 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
         "classes": train.classes,
         "image_size": list(args.image_size),
         "plane": args.plane,
+        "slices": args.slices,
         "mean": mean,
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }

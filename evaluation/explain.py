@@ -31,11 +31,11 @@ def draw_attention(
     verdicts: one for each of predictions.scans. The slices are decoded again, scan by scan.
     """
     classes, size = predictions.classes, tuple(model.preprocessing["image_size"])
-    plane, device = model.preprocessing.get("plane", "stored"), model.latents.device
+    device = model.latents.device
     scans = zip(predictions.scans, verdicts, strict=True)
     for scan, verdict in tqdm(scans, "drawing", len(verdicts), leave=False, disable=None):
         slices = [predictions.samples[i] for i in scan.members]
-        pixels = decode_slices(slices, size, workers, plane, progress=False).pixels
+        pixels = decode_slices(slices, size, workers, progress=False).pixels
         dataset = Dataset(slices, torch.from_numpy(pixels), torch.arange(len(slices)), classes)
         maps = torch.cat(
             [

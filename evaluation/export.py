@@ -8,7 +8,7 @@
 pixels are uint8 (batch, 1, height, width) as decoded and resized, for any batch; they are
 normalised in the graph. logits and probabilities are float32 (batch, classes).
 `session.get_modelmeta().custom_metadata_map` tells what inputs need and what outputs mean, in JSON:
-classes, image_size (height, width), mean, std, temperature and plane.
+classes, image_size (height, width), mean, std, temperature, plane and slices.
 """
 
 import copy
@@ -63,8 +63,8 @@ def export_onnx(model: Perceiver, path: Path) -> None:
     except ImportError as error:
         raise MissingPackage("--export needs: pip install -r requirements-extra.txt") from error
     proto = trace(Classifier(copy.deepcopy(model).cpu(), temperature).eval())
-    known = {"plane": "stored", **model.preprocessing, "temperature": temperature}
-    names = "classes image_size mean std temperature plane".split()
+    known = {"plane": "stored", "slices": 40, **model.preprocessing, "temperature": temperature}
+    names = "classes image_size mean std temperature plane slices".split()
     onnx.helper.set_model_props(proto, {n: json.dumps(known[n]) for n in names if n in known})
     with whole_file(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())

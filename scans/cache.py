@@ -24,7 +24,7 @@ from scans.images import ImageError, read_image, resize
 from scans.slices import Slice
 from scans.volumes import VolumeError, read_slices, source_files
 
-CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
+CACHE_VERSION = 2  # to be raised when decoding gives other pixels than before
 LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
 CHUNK = 4096  # images at a time where all of them might not fit into memory
 
@@ -42,13 +42,12 @@ def decode_slices(
     slices: list[Slice],
     image_size: tuple[int, int],
     workers: int | None = None,
-    plane: str = "stored",
     progress: bool = True,
     into: np.ndarray | None = None,
 ) -> Decoded:
     """Decode all slices, in threads (Pillow releases the interpreter lock while it decodes).
 
-    plane is the one in which volumes are cut; into is an array to fill, in place of a new one.
+    into is an array to fill, in place of a new one.
     """
     pixels = np.zeros((len(slices), 1, *image_size), np.uint8) if into is None else into
     errors = {}
@@ -62,7 +61,7 @@ def decode_slices(
             if first.volume is None:
                 pixels[positions, 0] = read_image(first.source, image_size)
             else:
-                planes = read_slices(first.volume, plane)
+                planes = read_slices(first.volume)
                 for position in positions:
                     image = Image.fromarray(planes[slices[position].index])
                     pixels[position, 0] = resize(image, image_size)
@@ -95,21 +94,20 @@ def open_pixels(
     image_size: tuple[int, int],
     cache_dir: str | Path,
     workers: int | None = None,
-    plane: str = "stored",
 ) -> Decoded:
     """`decode_slices` into a memory-mapped file below cache_dir, which a second start just opens.
 
-    The file's name follows from the paths, sizes and times of the files, the image size and the
-    plane; its checksum is checked. It may be larger than memory. Where files can't be read or the
-    cache can't be written, the pixels are in memory.
+    The file's name follows from the paths, sizes and times of the files, the image size and how
+    volumes are sliced; its checksum is checked. It may be larger than memory. Where files can't be
+    read or the cache can't be written, the pixels are in memory.
     """
     shape = (len(slices), 1, *image_size)
 
     def in_memory(note: str = "") -> Decoded:
-        decoded = decode_slices(slices, image_size, workers, plane)
+        decoded = decode_slices(slices, image_size, workers)
         return decoded._replace(crc32=crc32_of(decoded.pixels), note=note)
 
-    key = cache_key(slices, image_size, plane)
+    key = cache_key(slices, image_size)
     if key is None:  # a file is not there: decoding will name it
         return in_memory()
     target = Path(cache_dir, f"{key}.npy")
@@ -123,7 +121,7 @@ def open_pixels(
             if hasattr(os, "posix_fallocate"):  # a disk that fills up while mapped is a crash
                 with open(temporary, "rb+") as file:
                     os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-            errors = decode_slices(slices, image_size, workers, plane, into=mapped).errors
+            errors = decode_slices(slices, image_size, workers, into=mapped).errors
             if errors:
                 raise Unreadable
             mapped.flush()
@@ -144,12 +142,12 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def cache_key(slices: list[Slice], image_size: tuple[int, int], plane: str) -> str | None:
+def cache_key(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
     """A name that changes with any file's path, size or time, and with what is made of them.
 
     None if a file can't be looked at.
     """
-    key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)} {plane}".encode())
+    key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)}".encode())
     files = {}
     for s in slices:
         if s.source not in files:
@@ -159,6 +157,7 @@ def cache_key(slices: list[Slice], image_size: tuple[int, int], plane: str) -> s
             except (OSError, ValueError):  # ValueError: a name with a zero in it
                 return None
             files[s.source] = [(status.st_size, status.st_mtime_ns) for status in found]
+            files[s.source].append(s.volume and s.volume.slicing)
         key.update(
             f"{os.path.abspath(s.name)} {files[s.source]}\n".encode(errors="surrogateescape")
         )

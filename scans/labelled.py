@@ -14,7 +14,7 @@ from common.files import abridged
 from scans import names
 from scans.listing import SLICES_PER_SCAN, is_manifest, list_slices
 from scans.names import is_image, natural_order
-from scans.slices import DataError, Kind, Listing, Problem, Slice
+from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
 SUBSET_FOLDERS = set("train val valid validation test images".split())
@@ -23,8 +23,7 @@ SUBSET_FOLDERS = set("train val valid validation test images".split())
 def list_labelled(
     path: str | Path,
     classes: Sequence[str] | None = None,
-    name_pattern: str | None = None,
-    plane: str = "stored",
+    options: Options = Options(),
 ) -> Listing:
     """The labelled slices of a folder or a manifest, sorted by scan and number.
 
@@ -38,9 +37,10 @@ def list_labelled(
         raise DataError(f"{path}: no such folder")
     if not (os.path.isdir(path) or is_manifest(os.fspath(path))):
         raise DataError(f"{path}: expected a folder, or a manifest whose name ends in .csv")
+    name_pattern = options.name_pattern
     if name_pattern and not os.path.isdir(path):
         raise DataError(f"{path}: a manifest tells all; leave out --name-pattern")
-    listing = list_slices(path, classes, name_pattern, plane)
+    listing = list_slices(path, classes, options)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
         raise DataError("\n".join([f"{len(lines)} folders or volumes can't be read:", *lines]))

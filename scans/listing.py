@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from common.files import abridged, read_csv
 from scans import names
-from scans.dicom import Volumes, find_series, is_dicom, problem_of
+from scans.dicom import is_dicom
 from scans.names import Identity, is_image, label_of_word, natural_order, weigh
+from scans.series import find_volumes, open_volume
 from scans.slices import (
     FAILURES,
     SIDES,
@@ -24,11 +25,12 @@ from scans.slices import (
     DataError,
     Kind,
     Listing,
+    Options,
     Problem,
     Slice,
     Volume,
 )
-from scans.volumes import VolumeError, check_volume, plan_slicing, read_header, side_of_position
+from scans.volumes import VolumeError, side_of_position
 
 SLICES_PER_SCAN = 40  # as in AKOA
 
@@ -59,8 +61,7 @@ class Found(NamedTuple):
 def list_slices(
     paths: str | Path | Sequence[str | Path],
     classes: Sequence[str] | None = None,
-    name_pattern: str | None = None,
-    plane: str = "stored",
+    options: Options = Options(),
 ) -> Listing:
     """Every slice of the images, volumes, folders and manifests (.csv) given, in their order.
 
@@ -70,20 +71,19 @@ def list_slices(
 
     Args:
         classes: the labels, in order. By default left and right; a manifest alone tells its own.
-        name_pattern: a regular expression with groups patient, scan, label (or side) and slice.
-        plane: how volumes will be cut; it says how many slices they have.
+        options: how names and volumes are understood.
 
     Raises:
         DataError: a pattern or a manifest that can't be used.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
-    pattern = names.compile_pattern(name_pattern) if name_pattern else None
+    pattern = names.compile_pattern(options.name_pattern) if options.name_pattern else None
     if classes is None and len(paths) == 1 and is_manifest(paths[0]):
         classes = classes_of_manifest(Path(paths[0]))
     classes = check_classes(classes or SIDES)
 
-    lister = Lister(classes, pattern, plane)
+    lister = Lister(classes, pattern, options)
     slices, files = [], []
     for path in with_standard_input(paths):
         is_folder = os.path.isdir(path)
@@ -166,42 +166,6 @@ def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[
 # ---- volumes -------------------------------------------------------------------------------------
 
 
-def find_volumes(folder: str, files: list[str], plane: str = "stored") -> Volumes:
-    """The volumes among the files of one folder, by their headers; pixels are not read.
-
-    Raises:
-        MissingPackage: there are such files, but SimpleITK is not installed.
-    """
-    headers, problems, found = [], [], []
-    for name in sorted(filter(names.is_volume_name, files)):
-        try:
-            headers.append(read_header(os.path.join(folder, name)))
-        except VolumeError as error:
-            problems.append(problem_of(error))
-    series = find_series(folder, files)
-    for volume in [*headers, *series.volumes]:
-        try:
-            check_volume(volume)
-            plan_slicing(volume, plane)
-            found.append(volume)
-        except VolumeError as error:
-            problems.append(problem_of(error))
-    return Volumes(found, [*problems, *series.problems])
-
-
-def open_volume(path: str | Path, plane: str = "stored") -> Volume:
-    """One volume, given by its file or its DICOM folder. Raises VolumeError if there is none."""
-    path = os.fspath(path)
-    is_folder = os.path.isdir(path)
-    folder, files = (path, os.listdir(path)) if is_folder else os.path.split(path)
-    found = find_volumes(folder, files if is_folder else [files], plane)
-    if found.volumes:
-        return found.volumes[0]
-    for problem in found.problems:
-        raise VolumeError(problem.path, problem.text)
-    raise VolumeError(path, "no image and no volume, or no such file")
-
-
 def witnesses(volume: Volume, name: str, classes: list[str]) -> list[tuple[str, str]]:
     """Who tells which label of a volume: its name or folder, and of sides header and position."""
     if not names.are_sides(classes):
@@ -219,8 +183,13 @@ def witnesses(volume: Volume, name: str, classes: list[str]) -> list[tuple[str, 
 class Lister:
     """Reads folders, files and manifests for some classes; what is wrong goes to `problems`."""
 
-    def __init__(self, classes: list[str], pattern: re.Pattern | None = None, plane="stored"):
-        self.classes, self.pattern, self.plane = classes, pattern, plane
+    def __init__(
+        self,
+        classes: list[str],
+        pattern: re.Pattern | None = None,
+        options: Options = Options(),
+    ):
+        self.classes, self.pattern, self.options = classes, pattern, options
         self.problems: list[Problem] = []
 
     def note(self, kind: Kind, text: str, path: str = "") -> None:
@@ -247,7 +216,7 @@ class Lister:
             others = [name for name in files if not is_image(name)]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
-            volumes, problems = find_volumes(folder, others, self.plane)
+            volumes, problems = find_volumes(folder, others, self.options)
             self.problems += problems
             for volume in volumes:
                 found[volume.source, ""] = self.found(volume, self.tell_volume(volume, root))
@@ -267,7 +236,7 @@ class Lister:
         """One image or volume. Its label is that of its name, or of the folders of the path."""
         if names.is_volume_name(path) or is_dicom(path):
             try:
-                volume = open_volume(path, self.plane)
+                volume = open_volume(path, self.options)
             except VolumeError as error:
                 self.note(Kind.UNREADABLE, error.text, path)
                 return []
@@ -306,7 +275,7 @@ class Lister:
                 found[file] = Found(file, Identity(label, patient, scan, number))
                 continue
             try:
-                volume = open_volume(file, self.plane)
+                volume = open_volume(file, self.options)
                 found[file] = self.found(volume, Identity(label, patient, scan or row["path"]))
                 weigh([("manifest", label), *witnesses(volume, file, self.classes)])
             except VolumeError as error:
@@ -316,7 +285,7 @@ class Lister:
         return list(found.values())
 
     def found(self, volume: Volume, identity: Identity) -> Found:
-        return Found(volume.source, identity, volume, plan_slicing(volume, self.plane).slices)
+        return Found(volume.source, identity, volume, volume.slicing.slices)
 
     def tell_image(self, path: str, below: Path) -> Identity:
         """What an image's path below the data folder says."""

@@ -28,6 +28,26 @@ class Contradiction(DataError):
     """Two things tell two labels of one file."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """How files are understood. Each is a flag of the programs: dataset.add_data_arguments."""
+
+    name_pattern: str | None = None  # regular expression: groups patient, scan, label and slice
+    plane: str = "stored"  # in which volumes are cut
+    slices: int = 40  # taken of a volume, evenly spaced; all where it has fewer
+
+
+@dataclass(frozen=True, slots=True)
+class Slicing:
+    """How a volume is sliced: which of its axes i, j, k (0, 1, 2) are slices, rows and columns."""
+
+    axes: tuple[int, int, int]
+    reverse: tuple[bool, bool, bool]
+    slices: int  # how many are taken, evenly
+    height: int  # of slices whose pixels are square, as large as the smaller spacing
+    width: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
     """The header of one knee imaged once: what its pixels are read by, and what it tells itself.
@@ -47,6 +67,7 @@ class Volume:
     sides: frozenset[str]  # that DICOM tags name
     tags: dict[str, str]
     number: int = 1
+    slicing: Slicing | None = None  # None until it is planned: volumes.plan_slicing
 
     @property
     def source(self) -> str:

@@ -1,8 +1,8 @@
 """Volumes (NIfTI, NRRD, MetaImage, DICOM series) -> headers, and slices as in AKOA.
 
     pip install -r requirements-extra.txt
-    from scans.listing import open_volume
-    slices = read_slices(open_volume("p01_RIGHT.nii.gz"), "sagittal")    # (40, height, width) uint8
+    from scans.series import open_volume
+    slices = read_slices(open_volume("p01_RIGHT.nii.gz"))    # (40, height, width) uint8
 
 Geometry is in mm, in patient coordinates: x to the left, y to the back, z up.
 """
@@ -11,16 +11,15 @@ import gzip
 import os
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from common.program import MissingPackage
-from scans.slices import DataError, Volume
+from scans.slices import DataError, Options, Slicing, Volume
 
 PLANES = ("stored", "sagittal", "coronal", "axial")
-MAX_SLICES = 40  # as in AKOA
 MIN_SLICES = 5  # fewer are a localizer
 MAX_PIXELS = 20_000_000  # a slice; far above any
 MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
@@ -159,19 +158,22 @@ def check_volume(volume: Volume) -> None:
 # ---- planes and pixels ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Slicing:
-    """How a volume is sliced: which of its axes i, j, k (0, 1, 2) are slices, rows and columns."""
+def plan_slicing(volume: Volume, options: Options = Options()) -> Volume:
+    """The same, with `slicing` set.
 
-    axes: tuple[int, int, int]
-    reverse: tuple[bool, bool, bool]
-    slices: int  # how many are taken, evenly
-    height: int  # of slices whose pixels are square, as large as the smaller spacing
-    width: int
+    `stored` cuts across the axis with the largest spacing (of equal ones the slowest) and leaves
+    rows and columns as they are. The other planes take the axes nearest to the patient's, without
+    resampling, by the file's direction cosines (without any, it counts as axial):
 
+    - sagittal: slices from right to left, superior on top, anterior at the left
+    - coronal: slices from front to back, superior on top, the patient's right at the left
+    - axial: slices upwards, anterior on top, the patient's right at the left
 
-def plan_slicing(volume: Volume, plane: str) -> Slicing:
-    """Raises VolumeError if the slices are too few (TooShort) or too large."""
+    Slices are enlarged where pixels are not square.
+
+    Raises VolumeError if the slices are too few (TooShort) or too large.
+    """
+    plane = options.plane
     if plane == "stored":
         thick = volume.spacing[2] >= 0.99 * max(volume.spacing)
         through = 2 if thick else int(np.argmax(volume.spacing))
@@ -192,29 +194,20 @@ def plan_slicing(volume: Volume, plane: str) -> Slicing:
         width = max(1, round(width * spacing[1] / min(spacing)))
     if height * width > MAX_PIXELS:
         raise VolumeError(volume.source, f"slices of {height} x {width} pixels are too large")
-    return Slicing(axes, reverse, min(count, MAX_SLICES), height, width)
+    slicing = Slicing(axes, reverse, min(count, options.slices), height, width)
+    return replace(volume, slicing=slicing)
 
 
-def read_slices(volume: Volume, plane: str = "stored") -> np.ndarray:
-    """Slice a volume into up to 40 evenly spaced slices: uint8 array (slices, height, width).
-
-    `stored` cuts across the axis with the largest spacing (of equal ones the slowest) and leaves
-    rows and columns as they are. The other planes take the axes nearest to the patient's, without
-    resampling, by the file's direction cosines (without any, it counts as axial):
-
-    - sagittal: slices from right to left, superior on top, anterior at the left
-    - coronal: slices from front to back, superior on top, the patient's right at the left
-    - axial: slices upwards, anterior on top, the patient's right at the left
+def read_slices(volume: Volume) -> np.ndarray:
+    """The slices of a volume, as they were planned: uint8 array (slices, height, width).
 
     The 1st percentile of the whole volume becomes 0, the 99.5th 255, values between are linear
     (from minimum to maximum if the two are equal; NaN and infinities count as the minimum).
-    Slices are enlarged where pixels are not square.
 
     Raises:
         VolumeError: one line that names the file and what is wrong.
     """
-    check_volume(volume)
-    slicing = plan_slicing(volume, plane)
+    slicing = volume.slicing
     pixels = read_pixels(volume)  # (k, j, i)
     finite = np.isfinite(pixels)
     if not finite.all():

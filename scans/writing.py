@@ -29,9 +29,7 @@ class Written(NamedTuple):
     problems: list[Problem]  # what could not be read, and is not there
 
 
-def write_slices(
-    listing: Listing, folder: Path, plane: str = "stored", workers: int | None = None
-) -> Written:
+def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> Written:
     """Write all slices into a new or empty folder, which appears when it is whole.
 
     Raises:
@@ -46,7 +44,7 @@ def write_slices(
 
         def write(slices: list[Slice]) -> Problem | None:
             try:
-                pixels = read_at_once(slices, plane)
+                pixels = read_at_once(slices)
             except (ImageError, VolumeError) as error:
                 return Problem(slices[0].source, Kind.UNREADABLE, error.text)
             for s, grey in zip(slices, pixels, strict=True):
@@ -69,12 +67,12 @@ def write_slices(
     return Written(len(written), sum(bool(s.label) for s in written), problems)
 
 
-def read_at_once(slices: list[Slice], plane: str) -> list[np.ndarray]:
+def read_at_once(slices: list[Slice]) -> list[np.ndarray]:
     """uint8 (height, width) of each slice of one source."""
     first = slices[0]
     if first.volume is None:
         return [np.asarray(read_grey(first.source)).round().astype(np.uint8)] * len(slices)
-    planes = read_slices(first.volume, plane)
+    planes = read_slices(first.volume)
     return [planes[s.index] for s in slices]
 
 

@@ -22,6 +22,7 @@ PREPROCESSING = {
     "classes": ["left", "right"],
     "image_size": [18, 25],
     "plane": "sagittal",
+    "slices": 24,
     "mean": 0.21,
     "std": 0.17,
 }

@@ -13,7 +13,8 @@ from PIL import Image
 
 from common.files import whole_file
 from scans import cache
-from scans.slices import Slice
+from scans.listing import list_slices
+from scans.slices import Options, Slice
 
 ROOT = Path(cache.__file__).parent.parent
 SIZE = (6, 8)
@@ -42,8 +43,8 @@ def decodings(monkeypatch) -> list[int]:
     return counts
 
 
-def open_cached(files: list[Slice], folder: Path, size=SIZE, plane="stored") -> np.ndarray:
-    pixels, errors, _, note = cache.open_pixels(files, size, folder, plane=plane)
+def open_cached(files: list[Slice], folder: Path, size=SIZE) -> np.ndarray:
+    pixels, errors, _, note = cache.open_pixels(files, size, folder)
     assert errors == {} and note == ""
     return pixels
 
@@ -76,12 +77,19 @@ def test_anything_that_changes_the_pixels_is_decoded_anew(files, tmp_path, decod
     assert open_cached(files, folder, (8, 6)).shape == (5, 1, 8, 6) and len(decodings) == 4
     open_cached(files, folder)
     assert len(decodings) == 4  # both sizes are kept
-    open_cached(files, folder, plane="sagittal")
     swapped = open_cached([files[1], files[0], *files[2:]], folder)
     assert np.array_equal(swapped[0], before[1]) and np.array_equal(swapped[1], before[0])
-    assert open_cached(files[:4], folder).shape[0] == 4 and len(decodings) == 7
+    assert open_cached(files[:4], folder).shape[0] == 4 and len(decodings) == 6
     open_cached(files, folder)
-    assert len(decodings) == 7
+    assert len(decodings) == 6
+
+
+def test_slices_of_a_volume_are_kept_for_each_way_of_slicing_it(tmp_path):
+    made = pytest.importorskip("volume_files")
+    made.write_volume(tmp_path / "p1_LEFT.nii", made.noise(9, 9, 9))
+    ways = [Options(), Options(plane="sagittal"), Options(slices=6)]
+    found = [list_slices(tmp_path / "p1_LEFT.nii", options=options).slices[:6] for options in ways]
+    assert len({cache.cache_key(slices, SIZE) for slices in found}) == 3
 
 
 def test_every_flipped_bit_and_every_cut_of_a_kept_file_is_noticed(files, tmp_path, decodings):

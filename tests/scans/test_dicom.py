@@ -15,10 +15,11 @@ from volume_files import noise, sitk, volume, write_dicom, write_two_series
 from perceiver import Perceiver
 from scans.cache import decode_slices
 from scans.dicom import is_dicom
-from scans.listing import Lister, find_volumes, list_slices, open_volume
+from scans.listing import Lister, list_slices
 from scans.names import is_volume_name
-from scans.slices import SIDES, Volume, by_scan
-from scans.volumes import VolumeError, read_slices, source_files
+from scans.series import find_volumes, open_volume
+from scans.slices import SIDES, Options, Volume, by_scan
+from scans.volumes import VolumeError, plan_slicing, read_slices, source_files
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -53,7 +54,9 @@ def test_dicom_is_ordered_by_position_whatever_the_names(tmp_path):
     assert not problems and v.tags["patient"] == "p 7" and v.spacing == pytest.approx((0.5, 0.5, 3))
     assert source_files(v) == tuple(str(tmp_path / "d" / name) for name in names)
     assert (np.diff(read_slices(v)[:, 0, 0].astype(int)) > 0).all()
-    assert np.array_equal(read_slices(v)[::-1], read_slices(v, "sagittal"))
+    assert np.array_equal(
+        read_slices(v)[::-1], read_slices(plan_slicing(v, Options(plane="sagittal")))
+    )
 
 
 def test_shortest_echo_and_every_series_but_no_localizer(tmp_path):

@@ -12,14 +12,14 @@ from PIL import Image
 
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
-from scans.slices import DataError, Kind, Slice, by_scan
+from scans.slices import DataError, Kind, Options, Slice, by_scan
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def listed(path: Path, *more) -> tuple[list[Slice], list[str]]:
     """The labelled slices below a path, and what is said of it. more: classes are left out."""
-    listing = list_labelled(path, None, *more)
+    listing = list_labelled(path, None, Options(*more))
     return listing.slices, [str(problem) for problem in listing.problems]
 
 
@@ -334,7 +334,7 @@ GRADES = ["normal", "abnormal"]
 
 
 def rows(path: Path, classes: list[str] | None, *more) -> set[tuple]:
-    listing = list_labelled(path, classes, *more)
+    listing = list_labelled(path, classes, Options(*more))
     return {(s.label, s.patient, s.scan, s.number) for s in listing.slices}
 
 
@@ -422,7 +422,7 @@ def test_group_label_of_a_pattern_tells_the_class(tmp_path, group):
     }
     message = r"p1_KL0_3\.png: --name-pattern finds the label 'KL0', not one of left, right"
     with pytest.raises(DataError, match=message):
-        list_labelled(tmp_path, None, pattern)
+        list_labelled(tmp_path, None, Options(pattern))
 
 
 def test_class_without_a_slice_is_refused_with_the_classes_found_and_their_counts(tmp_path):

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from volume_files import FORMATS, noise, sitk, volume, write_dicom
 
-from scans.listing import Lister, find_volumes, open_volume, witnesses
-from scans.slices import SIDES, DataError, Volume
+from scans.listing import Lister, witnesses
+from scans.series import find_volumes, open_volume
+from scans.slices import SIDES, DataError, Options, Volume
 from scans.volumes import (
     PLANES,
     VolumeError,
-    plan_slicing,
     read_slices,
     side_of_position,
     source_files,
@@ -24,14 +24,14 @@ class Found:
     """The volumes of a folder and what is wrong with others."""
 
     def __init__(self, folder: Path, *names: str, plane: str = "stored"):
-        found = find_volumes(str(folder), list(names) or os.listdir(folder), plane)
+        found = find_volumes(str(folder), list(names) or os.listdir(folder), Options(plane=plane))
         self.volumes = found.volumes
-        self.counts = [plan_slicing(v, plane).slices for v in found.volumes]
+        self.counts = [v.slicing.slices for v in found.volumes]
         self.problems = [(problem.path, problem.text) for problem in found.problems]
 
 
 def read(path: Path, plane: str = "stored") -> np.ndarray:
-    return read_slices(open_volume(path, plane), plane)
+    return read_slices(open_volume(path, Options(plane=plane)))
 
 
 def tell(v: Volume, root: Path) -> tuple[str | None, str]:
@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_slices(tmp_path):
     low, high = np.percentile(pixels, (1, 99.5))
     expected = ((pixels - low) / (high - low) * 255).clip(0, 255).round()
     for v in [*found.volumes, *Found(tmp_path / "dicom").volumes]:
-        assert (*tell(v, tmp_path), plan_slicing(v, "stored").slices) == ("right", "position", 9), v
+        assert (*tell(v, tmp_path), v.slicing.slices) == ("right", "position", 9), v
         slices = read_slices(v)
         assert slices.dtype == np.uint8 and np.abs(slices - expected).max() <= 1, v.source
         assert all(map(os.path.isfile, source_files(v)))

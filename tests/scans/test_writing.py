@@ -18,7 +18,7 @@ from scans import writing
 from scans.cache import decode_slices
 from scans.labelled import list_labelled
 from scans.listing import list_slices
-from scans.slices import SIDES, Listing, by_scan
+from scans.slices import SIDES, Listing, Options, by_scan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -54,7 +54,7 @@ def assert_read_back(data: Path, out: Path, *flags: str, classes=None) -> Listin
     """Labels, patients, scans, numbers and pixels are those of the slices that were written."""
     pattern = flags[1] if flags[:1] == ("--name-pattern",) else None
     given = [] if classes is None else ["--classes", *classes]
-    before = list_slices(data, classes, pattern)
+    before = list_slices(data, classes, Options(pattern))
     assert keep(data, out, *flags, *given) == 0
     after = list_slices(out, before.classes)
     assert told(after) == told(before) and before.slices
@@ -68,7 +68,9 @@ def assert_read_back(data: Path, out: Path, *flags: str, classes=None) -> Listin
             assert np.array_equal(pixels.setdefault(key, image), image)
     if {s.label for s in before.slices} == set(before.classes):
         labelled = list_labelled(out, before.classes)
-        assert told(labelled) == told(list_labelled(data, classes, pattern)) == told(before)
+        assert (
+            told(labelled) == told(list_labelled(data, classes, Options(pattern))) == told(before)
+        )
     return after
 
 
