@@ -167,6 +167,9 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     size = "height and width that slices are resized to"
     add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
     add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
+    add("--slices-per-scan", type=positive_int, metavar="N", help="so many images in order: a scan")
+    each = "each scan is another person"
+    add("--patients", choices=["scan"], help="where nothing tells the patient: " + each)
     add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
     add("--split-file", type=Path, metavar="CSV", help="or such a table: columns subset and scan")
     add("--val-fraction", type=float, metavar="X", help="held out for validation (default: 0.125)")

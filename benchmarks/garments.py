@@ -50,10 +50,10 @@ from evaluation.metrics import score  # noqa: E402
 from evaluation.predictions import Predictions  # noqa: E402
 from scans.cache import decode_slices  # noqa: E402
 from scans.images import open_image  # noqa: E402
-from scans.listing import SLICES_PER_SCAN  # noqa: E402
 from scans.slices import DataError  # noqa: E402
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts the files
+SLICES_PER_SCAN = 40  # as in AKOA
 CLASSES = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot".split()
 GARMENTS = {"boots": CLASSES.index("Boot"), "bags": CLASSES.index("Bag")}
 PHOTOGRAPHS_PER_PATIENT = 10  # of the ten classes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.files import abridged
 from scans import names
-from scans.listing import SLICES_PER_SCAN, is_manifest, list_slices
+from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 
@@ -60,13 +60,12 @@ def list_labelled(
         text = f"{len(localizers)} series are too short for a scan: "
         text += abridged([problem.path for problem in localizers])
         remarks.append(Problem("", Kind.REMARK, text))
-    if nameless := listing.of_kind(Kind.NAMELESS):
-        raise DataError(nameless[0].text)
+    for problem in listing.of_kind(Kind.NAMELESS):
+        raise DataError(f"{path}: {problem.text}")
     check_scans(labelled)
     labelled.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))
-    remarks += listing.of_kind(Kind.GUESSED)
-    remarks += describe_guesses(labelled, guessed=os.path.isdir(path) and not name_pattern)
-    return Listing(labelled, remarks, listing.classes)
+    remarks += [Problem("", Kind.REMARK, line) for line in describe_patients(labelled, listing)]
+    return Listing(labelled, remarks, listing.classes, listing.patients)
 
 
 def check_classes_present(slices: list[Slice], classes: Sequence[str]) -> None:
@@ -92,25 +91,36 @@ def check_scans(slices: list[Slice]) -> None:
                 )
 
 
-def describe_guesses(slices: list[Slice], guessed: bool) -> list[Problem]:
-    """Remarks for a person: patients that are guesses, and scans of an odd size."""
+def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
+    """How patients were inferred, with examples; what is odd about them and about scans."""
+    scans = {s.scan: s for s in slices}
+    scans_of = Counter(s.patient for s in scans.values())
+    low, high = min(scans_of.values()), max(scans_of.values())
+    each = f"{low}" if low == high else f"{low} to {high}"
     lines = []
-    others = [
-        s
-        for s in slices
-        if not (names.tells_patient(Path(s.source)) or (s.volume and s.volume.tags.get("patient")))
-    ]
-    if guessed and others and others[0].patient != others[0].scan:
-        first = others[0]
+    if "inferred" in listing.patients:
+        shown = list(scans.values())[:: max(1, len(scans) // 3)][:3]
+        examples = ", ".join(f"{s.name} -> {s.patient}" for s in shown)
+        text = f"patients are {listing.patients}: {len(scans_of)}, of {each} scans each: {examples}"
+        lines.append(text)
+    several = {patient for patient, count in scans_of.items() if count > 1}
+    having = {(s.patient, s.label) for s in slices}
+    if not several:
         lines.append(
-            f"patients are guessed from names and folders: {first.name} is of patient "
-            f"{first.patient}; if that is wrong, --name-pattern or a manifest can tell"
+            "every scan is of a patient of its own: if one person has several, their scans are "
+            "trained on and tested, and the accuracy is too good"
+        )
+    elif names.are_sides(listing.classes) and len(having) == len(scans_of):
+        lines.append(
+            "both knees of 0 patients: if people have both, they are taken for two, and the "
+            "accuracy is too good"
         )
     sizes = Counter(s.scan for s in slices)
-    odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != SLICES_PER_SCAN]
-    if odd:
-        lines.append(f"{len(odd)} scans do not have {SLICES_PER_SCAN} slices: {abridged(odd)}")
-    return [Problem("", Kind.GUESSED, line) for line in lines]
+    usual = max(Counter(sizes.values()).items(), key=lambda item: item[::-1])[0]
+    odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != usual]
+    if odd and len(odd) <= len(sizes) / 2:
+        lines.append(f"{len(odd)} scans do not have {usual} slices: {abridged(odd)}")
+    return lines
 
 
 def nothing_labelled(
@@ -144,7 +154,11 @@ def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
         if len(folders) in CLASS_FOLDERS and not {f.lower() for f in folders} & SUBSET_FOLDERS
     ]
     # Of p01/normal and p02/abnormal: classes are fewer than patients, and seldom numbered.
-    named = [folders for folders in found if not any(map(names.number_at_end, folders))]
+    named = [
+        folders
+        for folders in found
+        if not any(names.number_at_end(folder).strip("0") for folder in folders)
+    ]
     if not named and len(found) > 1:
         return []  # 0/1/7.png: who knows which of the two is the patient
     return sorted(min(named or found, key=len, default=[]), key=natural_order)

@@ -9,7 +9,6 @@ Names tell these: AKOA's, folders that are called like a class, a pattern of one
 
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from scans.slices import SIDES, Contradiction, DataError
@@ -29,6 +28,56 @@ AKOA_VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
 # patient=p01,scan=left%2Fp01,label=left_7 (without its suffix .png)
 WRITTEN_NAME = re.compile(
     r"patient=(?P<patient>[^,]*),scan=(?P<scan>[^,]+),label=(?P<label>[^,]*)_(?P<number>\d+)"
+)
+# What columns.py looks for in names of any form.
+WHOLE = (  # fields that hold separators: L_E_F_T, 2006-09-21, 21.09.2006
+    r"l_e_f_t|r_i_g_h_t|(?:19|20)\d\d([-_.])\d\d\%d\d\d(?!\d)"
+    r"|(?<!\d)\d\d([-_.])\d\d\%d(?:19|20)\d\d(?!\d)"
+)
+FIELD = re.compile(rf"{WHOLE % (1, 2)}|[^\W_]+?(?={WHOLE % (3, 4)})|[^\W_]+", re.I)
+RUN = re.compile(r"[^\W\d_]+|\d+")
+YEAR_FIRST = re.compile(r"(?:19|20)\d\d[-_.]?(\d\d)[-_.]?(\d\d)")
+YEAR_LAST = re.compile(r"(\d\d)[-_.]?(\d\d)[-_.]?(?:19|20)\d\d")
+NAMED_MONTH = re.compile(
+    r"\d{1,2}(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\d{2,4}", re.I
+)
+VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
+# patient=p01,scan=left%2Fp01,label=left_7 (without its suffix .png)
+WRITTEN_NAME = re.compile(
+    r"patient=(?P<patient>[^,]*),scan=(?P<scan>[^,]+),label=(?P<label>[^,]*)_(?P<number>\d+)"
+)
+# What columns.py looks for in names of any form.
+WHOLE = (  # fields that hold separators: L_E_F_T, 2006-09-21, 21.09.2006
+    r"l_e_f_t|r_i_g_h_t|(?:19|20)\d\d([-_.])\d\d\%d\d\d(?!\d)"
+    r"|(?<!\d)\d\d([-_.])\d\d\%d(?:19|20)\d\d(?!\d)"
+)
+FIELD = re.compile(rf"{WHOLE % (1, 2)}|[^\W_]+?(?={WHOLE % (3, 4)})|[^\W_]+", re.I)
+RUN = re.compile(r"[^\W\d_]+|\d+")
+DATE = re.compile(
+    r"(?P<year>(?:19|20)\d\d)[-_.]?(?P<month>\d\d)[-_.]?(?P<day>\d\d)"
+    r"|(?P<a>\d\d)[-_.]?(?P<b>\d\d)[-_.]?(?:19|20)\d\d"
+    r"|\d{1,2}(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\d{2,4}",
+    re.I,
+)
+VISIT = re.compile(
+    r"(?:v|visit|vis|ses|session|tp|t|timepoint|time|fu|followup|m|mo|month|w|wk|week|y|yr|year)"
+    r"\d{1,3}|\d{1,3}(?:m|mo|mth|months?|w|wk|weeks?|y|yr|years?)"
+    r"|bl|base|baseline|screening|fu|followup|initial|final|preop|postop|pre|post",
+    re.I,
+)
+OAI_PATIENT = re.compile(r"9\d{6}")
+SUBSET_WORDS = set("train training val valid validation dev test testing images".split())
+PATIENT_WORDS = set("patient pat pt subject subj sub participant person oai p pid".split())
+NEVER_IN_PATIENTS = ("left", "right", "baseline", "followup", "screening")
+SLICE_WORDS = set("slice sl slc z image img im frame".split())
+VISIT_WORDS = set("visit vis v session ses timepoint tp followup fu month week year".split())
+OTHER_WORDS = set(
+    "series ser se run acq acquisition echo scan exam examination study date time uid seq te tr "
+    "rec part version ver fold copy".split()
+)
+SEQUENCE_WORDS = set(
+    "sag sagittal cor coronal ax axial tra transverse 2d 3d d dess t1 t2 t pd pdw tse fse gre se "
+    "flair mpr map iw fs fatsat stir we mr mri knee image mask seg raw".split()
 )
 NOT_IN_NAMES = re.compile(r'[%,/\\:*?"<>|\x00-\x1f]|^\.')
 NAME_AND_NUMBER = re.compile(r"(.*?)[-_ ]*(\d*)", re.DOTALL)
@@ -63,8 +112,20 @@ def natural_order(name: str) -> list:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def number_at_end(stem: str) -> int:
-    return int(NAME_AND_NUMBER.fullmatch(stem)[2] or 0)
+def normalised_scan(stem: str, label: str) -> str:
+    """The same, with folders that are called like the label in one spelling."""
+    parts = [label if part.lower() == label.lower() else part for part in stem.split("/")]
+    return "/".join(parts)
+
+
+def folded(text: str) -> str:
+    """The same for p01, P01 and p1."""
+    return re.sub(r"\d+", lambda digits: digits[0].lstrip("0"), text.casefold())
+
+
+def number_at_end(stem: str) -> str:
+    """The digits that it ends with: 07 of p01_07."""
+    return NAME_AND_NUMBER.fullmatch(stem)[2]
 
 
 def are_sides(classes: list[str]) -> bool:
@@ -82,33 +143,39 @@ def label_of_word(word: str, classes: list[str]) -> str | None:
     return None
 
 
-def label_of_folders(path: Path, classes: list[str]) -> str | None:
-    """The class that a folder of the path is called like.
+def is_date(text: str) -> bool:
+    """20060921, 2006-09-21, 21.09.2006, 09212006, 21Sep2006; not 20061399."""
+    if match := YEAR_FIRST.fullmatch(text):
+        month, day = map(int, match.groups())
+        if 1 <= month <= 12 and 1 <= day <= 31:
+            return True
+    if match := YEAR_LAST.fullmatch(text):
+        low, high = sorted(map(int, match.groups()))
+        return 1 <= low <= 12 and high <= 31
+    return bool(NAMED_MONTH.fullmatch(text))
 
-    Raises Contradiction if two folders are called like two classes.
-    """
-    found = {label for part in path.parts[:-1] if (label := label_of_folder(part, classes))}
-    if len(found) > 1:
-        folders = " and ".join(sorted(found))
-        raise Contradiction(f"its folders say {folders}; --name-pattern or a manifest can tell")
-    return found.pop() if found else None
+
+def is_visit(text: str) -> bool:
+    """00m, 12m, V00, visit2, baseline, month 12."""
+    return bool(VISIT.fullmatch(text))
+
+
+def is_subset(text: str) -> bool:
+    return text.lower() in SUBSET_WORDS
+
+
+def is_sequence_word(text: str) -> bool:
+    return text.lower() in SEQUENCE_WORDS
 
 
 def label_of_folder(name: str, classes: list[str]) -> str | None:
     return next((label for label in classes if label.lower() == name.lower()), None)
 
 
-def side_in_name(path: str) -> str | None:
-    """left or right as a word of the file's name, else of the nearest folder's; None if both."""
-    for part in reversed(os.path.normpath(path).split(os.sep)):
-        if found := {word.replace("_", "").lower() for word in SIDE_WORD.findall(part)}:
-            return found.pop() if len(found) == 1 else None
-    return None
-
-
-def without_side(name: str) -> str:
-    """p01_LEFT.nii.gz -> p01"""
-    return SIDE_WORD.sub("", VOLUME_ENDING.fullmatch(name)[1]).strip(" _.-")
+def side_in(part: str) -> str | None:
+    """left or right as a word of a file's or a folder's name; None if it holds both."""
+    found = {word.replace("_", "").lower() for word in SIDE_WORD.findall(part)}
+    return found.pop() if len(found) == 1 else None
 
 
 def weigh(witnesses: list[tuple[str, str]]) -> str:
@@ -127,46 +194,26 @@ def weigh(witnesses: list[tuple[str, str]]) -> str:
 # ---- a path -> what it tells ---------------------------------------------------------------------
 
 
-def parse_name(path: Path, classes: list[str]) -> Identity | None:
-    """What an image's path says, by its name or by a folder that is called like a class.
+def parse_name(name: str, is_volume: bool, classes: list[str]) -> Identity | None:
+    """What a file's name tells by itself: AKOA's, and those that --write-slices writes.
 
-    Three forms of such folders: `left/p01_7.png`, `left/p01/7.png` and `p01/left/7.png`, also with
-    folders in between (`left/p01/visit2/7.png`, `p01/visit2/left/7.png`), are slice 7 of a left
-    knee of patient p01. Of `left/7.png` neither patient nor scan are known. Returns None if nothing
-    tells the label.
-
-    Raises:
-        Contradiction: name and folder tell different labels.
+    The label is "" where the word for it is none of the classes. None: any other name.
     """
-    of_folder = label_of_folders(path, classes)
-    if match := AKOA_NAME.fullmatch(path.stem) or WRITTEN_NAME.fullmatch(path.stem):
-        word = match.groupdict().get("side") or match.groupdict().get("label") or ""
-        of_name = label_of_word(decode_name(word), classes)
-        label = weigh([(who, x) for who, x in (("name", of_name), ("folder", of_folder)) if x])
-        patient, scan = decode_name(match["patient"]), decode_name(match["scan"])
-        if match.re is AKOA_NAME:
-            patient, scan = match["patient"].upper(), match["scan"]
-        return Identity(label, patient, scan, int(match["number"]))
-    if of_folder is None:
-        return None
-    position = max(i for i, p in enumerate(path.parts[:-1]) if label_of_folder(p, [of_folder]))
-    name, number = NAME_AND_NUMBER.fullmatch(path.stem).groups()
-    above, below = path.parts[:position], path.parts[position + 1 : -1]
-    candidates = [*below[:1], *filter(None, [name]), *above[:1]]
-    scan = "/".join(filter(None, [*above, of_folder, *below, name])) if candidates else ""
-    return Identity(of_folder, candidates[0] if candidates else "", scan, int(number or 0))
+    stem = f"{name}_0" if is_volume else os.path.splitext(name)[0]
+    match = AKOA_NAME.fullmatch(stem)
+    if match:
+        label = label_of_word(match["side"], classes) or ""
+        return Identity(label, match["patient"].upper(), match["scan"], int(match["number"]))
+    match = WRITTEN_NAME.fullmatch(stem)
+    if match and not is_volume:
+        patient, scan, word = (decode_name(match[x]) for x in ("patient", "scan", "label"))
+        return Identity(label_of_word(word, classes) or "", patient, scan, int(match["number"]))
+    return None
 
 
-def tells_patient(path: Path) -> bool:
-    """Whether the name of an image or a volume tells its patient, as AKOA's do."""
-    written = WRITTEN_NAME.fullmatch(path.stem)
-    return bool(written or AKOA_NAME.fullmatch(path.stem) or AKOA_NAME.fullmatch(f"{path.name}_0"))
-
-
-def parse_unlabelled(path: Path) -> Identity:
-    """An image without a label: new/knee_07.png is slice 7 of the scan new/knee."""
-    name, number = NAME_AND_NUMBER.fullmatch(path.stem).groups()
-    return Identity("", "", str(path.parent / (name or "slices")), int(number or 0))
+def is_written(name: str) -> bool:
+    """Whether --write-slices writes such names."""
+    return bool(WRITTEN_NAME.fullmatch(os.path.splitext(name)[0]))
 
 
 def compile_pattern(text: str) -> re.Pattern:
@@ -181,33 +228,12 @@ def compile_pattern(text: str) -> re.Pattern:
     return pattern
 
 
-def parse_by_pattern(path: Path, pattern: re.Pattern, classes: list[str]) -> Identity | None:
-    """What a pattern finds in a path below the data folder, such as `a/12_L_003.png`.
-
-    A group that it lacks: the label is that of a folder that is called like a class; the scan is
-    all of a patient's slices of that label and folder; the slice is the number that the name ends
-    with. Returns None if it is not found, or nothing tells the label.
-
-    Raises:
-        Contradiction: the label is none of the classes, or two folders tell two.
-    """
-    if not (match := pattern.search(path.as_posix())):
-        return None
-    groups = {name: text or "" for name, text in match.groupdict().items()}
-    if word := groups.get("label") or groups.get("side"):
-        label = label_of_word(word, classes)
-        if label is None:
-            expected = ", ".join(classes)
-            raise Contradiction(f"--name-pattern finds the label {word!r}, not one of {expected}")
-    else:
-        label = label_of_folders(path, classes)
-    if label is None:
-        return None
-    patient, scan = groups.get("patient", ""), groups.get("scan", "")
-    if patient and not scan:
-        scan = "/".join([*path.parts[:-1], f"{patient} {label}"])
-    number = groups.get("slice") or str(number_at_end(path.stem))
-    return Identity(label, patient, scan, int(number) if number.isdecimal() else 0)
+def without_span(stem: str, span: tuple[int, int]) -> str:
+    """The rest of a path without the number of the slice: left/p01_7 -> left/p01."""
+    before, after = stem[: span[0]].rstrip("-_ .(#"), stem[span[1] :]
+    if not before or before.endswith("/"):
+        after = after.lstrip("-_ .)")
+    return (before + after).rstrip("/)")
 
 
 # ---- what is known -> a name ---------------------------------------------------------------------
@@ -216,7 +242,7 @@ def parse_by_pattern(path: Path, pattern: re.Pattern, classes: list[str]) -> Ide
 def written_name(identity: Identity, classes: list[str]) -> str:
     """A file name that `parse_name` reads back to the very same: AKOA's where the scan has one."""
     akoa = f"{identity.scan}_{identity.number}.png"
-    if AKOA_NAME.fullmatch(akoa[:-4]) and parse_name(Path(akoa), classes) == identity:
+    if AKOA_NAME.fullmatch(akoa[:-4]) and parse_name(akoa, False, classes) == identity:
         return akoa
     patient, scan, label = map(encode_name, (identity.patient, identity.scan, identity.label))
     return f"patient={patient},scan={scan},label={label}_{identity.number}.png"

@@ -35,6 +35,8 @@ class Options:
     name_pattern: str | None = None  # regular expression: groups patient, scan, label and slice
     plane: str = "stored"  # in which volumes are cut
     slices: int = 40  # taken of a volume, evenly spaced; all where it has fewer
+    slices_per_scan: int | None = None  # so many images of a folder, in sorted order, are a scan
+    patients: str | None = None  # "scan": each scan whose patient nothing tells is another person's
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Listing:
     slices: list[Slice]
     problems: list[Problem]
     classes: list[str]  # the labels, in order
+    patients: str = ""  # how they are known, such as: told by DICOM
 
     def of_kind(self, *kinds: Kind) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind in kinds]

@@ -220,7 +220,7 @@ def test_dataset_py_says_what_is_there_and_draws_it(phantoms, tmp_path, monkeypa
     ):
         assert f"\n{line}" in f"\n{output}", line
     assert "1 images (1 exactly) are in two scans of patients OAI0000002 and" in output
-    assert "grey levels 0 to 255: mean" in output and "scans do not have 40" in output
+    assert "grey levels 0 to 255: mean" in output and "2 scans do not have 8 slices" in output
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
     assert pixels.shape[1] > 1000 and pixels.std() > 40

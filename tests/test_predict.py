@@ -19,7 +19,7 @@ import predict
 from dataset import list_labelled
 from evaluation.explain import file_name
 from perceiver import Perceiver
-from scans.slices import DataError, by_scan
+from scans.slices import DataError, Options, by_scan
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +100,7 @@ def test_images_without_akoa_names_are_scans_by_folder_and_name(finished_run, tm
     scans = [
         str(Path(row["scan"]).relative_to(tmp_path)) for row in read_csv(output / "predictions.csv")
     ]
-    assert scans == ["mine/a", "mine/a", "mine/b", "other/slices"]
+    assert scans == ["mine/a", "mine/a", "mine/b", "other"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint", b"PK\x03\x04 half a zip file"])
@@ -290,12 +290,12 @@ def test_scans_of_two_folders_stay_apart_and_are_those_of_training(
 
     folders_of_sides(tmp_path / "C", knees, 40)
     shutil.copytree(tmp_path / "C" / "left", tmp_path / "D" / "left")
-    for folder, scans in (("C", ["left 0001", "right 0001"]), ("D", ["left 0001"])):
+    for folder, scans in (("C", ["left", "right"]), ("D", ["left"])):
         assert predict.main([checkpoint, str(tmp_path / folder), "--json"]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [row["scan"] for row in rows] == scans
-    sizes = [len(scan) for scan in by_scan(list_labelled(tmp_path / "C").slices).values()]
-    assert sizes == [40, 40]
+    listing = list_labelled(tmp_path / "C", None, Options(patients="scan"))
+    assert [len(scan) for scan in by_scan(listing.slices).values()] == [40, 40]
 
 
 def test_paths_from_standard_input_keep_the_sides_of_their_folders(finished_run, knees, tmp_path):

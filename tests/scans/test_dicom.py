@@ -15,7 +15,7 @@ from volume_files import noise, sitk, volume, write_dicom, write_two_series
 from perceiver import Perceiver
 from scans.cache import decode_slices
 from scans.dicom import is_dicom
-from scans.listing import Lister, list_slices
+from scans.listing import list_slices
 from scans.names import is_volume_name
 from scans.series import find_volumes, open_volume
 from scans.slices import SIDES, Options, Volume, by_scan
@@ -109,7 +109,7 @@ def test_multi_frame_dicom_is_a_source_by_itself(tmp_path):
     sitk.WriteImage(image, str(tmp_path / "frames"), imageIO="GDCMImageIO")
     (v,), problems = find(tmp_path)
     assert not problems and v.source.endswith("frames")
-    assert Lister(SIDES).tell_volume(v, tmp_path).label == "right"
+    assert list_slices(tmp_path).slices[0].label == "right"
     assert read_slices(v).shape == (7, 20, 16)
 
 
@@ -154,7 +154,7 @@ def test_image_called_like_a_slice_of_a_volume_is_an_image(tmp_path):
     listing = list_slices(tmp_path)
     images = {Path(s.source).name: s for s in listing.slices if s.index is None}
     assert images.keys() == {"scan#7.png", "scan.nii#7.png"} and not listing.problems
-    assert len(listing.slices) == 11 and images["scan#7.png"].number == 7
+    assert len(listing.slices) == 11 and images["scan#7.png"].scan == "scan#7"
     decoded = decode_slices(listing.slices, (5, 5), progress=False)
     assert not decoded.errors
     for name, grey in [("scan#7.png", 77), ("scan.nii#7.png", 78)]:

@@ -1,6 +1,7 @@
 """Folders, patterns and manifests of real small files -> slices, and what is said of others."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_slices_are_found_in_nested_folders_and_in_number_order_and_litter_is_no
     (inner / f"._{scan}_0.png").write_bytes(b"litter")
     (tmp_path / "readme.txt").write_text("litter")
     slices, notes = listed(tmp_path)
-    assert len(slices) == 80 and notes == []
+    assert len(slices) == 80 and len(notes) == 1 and "of a patient of its own" in notes[0]
     assert [s.number for s in slices if s.scan == scan] == list(range(40))
 
 
@@ -129,13 +130,14 @@ def test_pattern_takes_every_word_for_a_side(tmp_path, word):
 def test_groups_that_a_pattern_lacks_come_from_folders_and_names(tmp_path):
     write_images(tmp_path, "v1/left/p1_7.png", "v2/left/p1_7.png", "v1/right/p2_08.png")
     assert found(tmp_path, r"(?P<patient>p\d+)_") == {
-        ("p1_7.png", "left", "p1", "v1/left/p1 left", 7),
-        ("p1_7.png", "left", "p1", "v2/left/p1 left", 7),  # another visit is another scan
-        ("p2_08.png", "right", "p2", "v1/right/p2 right", 8),
+        ("p1_7.png", "left", "p1", "v1/left/p1", 7),
+        ("p1_7.png", "left", "p1", "v2/left/p1", 7),  # another visit is another scan
+        ("p2_08.png", "right", "p2", "v1/right/p2", 8),
     }
     only_scans, notes = listed(tmp_path, r"(?P<scan>.*/p\d+)_")
-    assert {s.patient for s in only_scans} == {s.scan for s in only_scans}
-    assert any("3 scans tell no patient: each is taken as a patient of its own" in n for n in notes)
+    assert {s.patient for s in only_scans} == {"p1", "p2"}
+    assert {s.scan for s in only_scans} == {"v1/left/p1", "v2/left/p1", "v1/right/p2"}
+    assert "inferred: what follows 'p'" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -162,10 +164,10 @@ def test_names_of_other_scripts_and_digits_are_read(tmp_path):
     """Digits that int() does not know, digits of another script, and a line break in a name."""
     names = ["колено_2²3.png", "膝_٣.png", "a²_².png", "two\nlines_5.png", "x#7_1.png"]
     write_images(tmp_path, *(f"{side}/{name}" for side in ("left", "right") for name in names))
-    rows = found(tmp_path)
-    assert ("膝_٣.png", "left", "膝", "left/膝", 3) in rows
-    assert ("two\nlines_5.png", "right", "two\nlines", "right/two\nlines", 5) in rows
-    assert len(rows) == 10
+    with pytest.raises(DataError, match=r"10 scans, such as left/a²_².png, can be read in several"):
+        found(tmp_path)
+    slices = list_labelled(tmp_path, None, Options(patients="scan")).slices
+    assert len({s.scan for s in slices}) == 10 == len({s.patient for s in slices})
     assert len(found(tmp_path, r"(?P<patient>\w)(?P<slice>.)\.png")) == 10
 
 
@@ -250,31 +252,38 @@ def test_pattern_makes_each_volume_a_scan_of_its_patient(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["{}.png", "img_{}.png"])
-def test_nameless_slices_are_cut_into_forties_in_natural_order(tmp_path, name):
+def test_nameless_slices_are_scans_of_forty_only_where_that_is_typed(tmp_path, name):
     numbers = range(1, 81)  # not zero-padded: sorted as text, 10 would come before 2
     names = [f"{side}/{name.format(i)}" for side in ("left", "right") for i in numbers]
     write_images(tmp_path, *names)
-    slices, notes = listed(tmp_path)
-    scans = by_scan(slices)
-    assert list(scans) == ["left 0001", "left 0002", "right 0001", "right 0002"]
-    assert {s.number for s in scans["left 0001"]} == set(range(1, 41))
-    assert {s.patient for s in slices} == set(scans)
-    assert any("tell no scan: 40 in sorted order are taken as one" in note for note in notes)
-    assert any("if one has several, the accuracy will be too good" in note for note in notes)
-    (tmp_path / names[5]).unlink()
-    with pytest.raises(DataError, match=r"79 left slices tell neither .*--name-pattern or a mani"):
+    with pytest.raises(DataError, match="do not say who the patient is") as error:
         listed(tmp_path)
+    assert "--slices-per-scan 40 --patients scan  4 patients, each another person" in str(
+        error.value
+    )
+    assert "--slices-per-scan 1 --patients scan   160 patients" in str(error.value)
+    options = Options(slices_per_scan=40, patients="scan")
+    listing = list_labelled(tmp_path, None, options)
+    scans = by_scan(listing.slices)
+    assert list(scans) == ["left 0001", "left 0002", "right 0001", "right 0002"]
+    files = [int(re.findall(r"\d+", s.source)[-1]) for s in scans["left 0001"]]
+    assert files == list(range(1, 41)) and [s.number for s in scans["left 0001"]] == [*range(40)]
+    assert {s.patient for s in listing.slices} == set(scans)
+    assert any("of a patient of its own" in str(problem) for problem in listing.problems)
+    (tmp_path / names[5]).unlink()
+    with pytest.raises(DataError, match=r"the 79 left images of left do not divide into scans of"):
+        list_labelled(tmp_path, None, options)
 
 
-def test_nameless_slices_that_are_no_forties_are_one_scan_a_folder_for_prediction(tmp_path):
+def test_nameless_slices_are_one_scan_a_folder_for_prediction(tmp_path):
     names = [f"{side}/{i}.png" for side in ("left", "right") for i in range(40)]
     write_images(tmp_path, *names, "left/more/99.png", "left/40.png")
     listing = list_slices(tmp_path)
     assert [problem.kind for problem in listing.problems] == [Kind.NAMELESS]
     assert {(s.label, s.scan) for s in listing.slices} == {
-        ("left", f"{tmp_path}/left"),
+        ("left", "left"),
         ("left", "left/more"),
-        ("right", f"{tmp_path}/right"),
+        ("right", "right"),
     }
 
 
@@ -325,7 +334,7 @@ def test_both_knees_of_a_patient_as_volumes_are_of_one_patient(tmp_path):
     slices, notes = listed(tmp_path)
     patients = {s.scan: s.patient for s in slices}
     assert patients == dict(zip(names, ["p1", "p1", "p2", "p2", "p3"], strict=True))
-    assert any("patients are guessed" in note for note in notes)
+    assert any("patients are inferred: what follows 'p': 3" in note for note in notes)
 
 
 # ---- classes -------------------------------------------------------------------------------------
@@ -405,7 +414,9 @@ def test_column_side_of_a_manifest_means_left_and_right_alone(tmp_path):
     path = write_manifest(tmp_path, "path,side\na.png,normal\nb.png,abnormal\n")
     with pytest.raises(DataError, match="line 2: side must be left or right, got 'normal'"):
         list_labelled(path)
-    path = write_manifest(tmp_path, "path,label,side,scan\na.png,normal,l,s\nb.png,abnormal,l,t\n")
+    path = write_manifest(
+        tmp_path, "path,label,side,patient\na.png,normal,l,s\nb.png,abnormal,l,t\n"
+    )
     assert list_labelled(path).classes == ["abnormal", "normal"]  # `label` before `side`
     with pytest.raises(DataError, match="line 2: label must be 0 or 1, got 'normal'"):
         list_labelled(path, ["0", "1"])
@@ -416,9 +427,9 @@ def test_group_label_of_a_pattern_tells_the_class(tmp_path, group):
     write_images(tmp_path, "p1_KL0_3.png", "p1_kl4_4.png", "p2_kl4_5.png")
     pattern = rf"(?P<patient>p\d)_(?P<{group}>\w+)_(?P<slice>\d)"
     assert rows(tmp_path, ["kl0", "kl4"], pattern) == {
-        ("kl0", "p1", "p1 kl0", 3),
-        ("kl4", "p1", "p1 kl4", 4),
-        ("kl4", "p2", "p2 kl4", 5),
+        ("kl0", "p1", "p1_KL0", 3),
+        ("kl4", "p1", "p1_kl4", 4),
+        ("kl4", "p2", "p2_kl4", 5),
     }
     message = r"p1_KL0_3\.png: --name-pattern finds the label 'KL0', not one of left, right"
     with pytest.raises(DataError, match=message):

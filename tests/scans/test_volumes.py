@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from volume_files import FORMATS, noise, sitk, volume, write_dicom
 
-from scans.listing import Lister, witnesses
+from scans import identities
+from scans.listing import below
 from scans.series import find_volumes, open_volume
 from scans.slices import SIDES, DataError, Options, Volume
 from scans.volumes import (
@@ -35,12 +36,15 @@ def read(path: Path, plane: str = "stored") -> np.ndarray:
 
 
 def tell(v: Volume, root: Path) -> tuple[str | None, str]:
-    """The side and who told it, or None and why not."""
-    lister = Lister(SIDES)
-    told, problems = lister.tell_volume(v, root), lister.problems
-    said = witnesses(v, os.path.relpath(v.path, root), SIDES)
-    if told.label:
-        return told.label, said[0][0]
+    """The side and who told it first, or None and why not."""
+    problems = []
+    found = identities.Found(v.source, below(v.path, root), v)
+    told = identities.labels_of_path(found.path, SIDES, True) + identities.labels_of_header(
+        v, SIDES
+    )
+    identities.identify([found], SIDES, Options(), problems, str(root))
+    if found.label:
+        return found.label, told[0][0]
     return None, problems[0].text if problems else "nothing tells the side"
 
 
@@ -185,7 +189,7 @@ def test_folders_above_the_root_say_nothing(tmp_path):
     folder.mkdir(parents=True)
     sitk.WriteImage(volume(noise(6, 9, 9)), str(folder / "a.nii"))
     (v,) = Found(folder, "a.nii").volumes
-    assert tell(v, tmp_path) == (None, "the name says left, its position right")
+    assert tell(v, tmp_path) == (None, "the folder says left, its position right")
     assert tell(v, folder) == ("right", "position")
 
 

@@ -18,7 +18,7 @@ from scans import writing
 from scans.cache import decode_slices
 from scans.labelled import list_labelled
 from scans.listing import list_slices
-from scans.slices import SIDES, Listing, Options, by_scan
+from scans.slices import SIDES, Kind, Listing, Options, by_scan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,7 +58,7 @@ def assert_read_back(data: Path, out: Path, *flags: str, classes=None) -> Listin
     assert keep(data, out, *flags, *given) == 0
     after = list_slices(out, before.classes)
     assert told(after) == told(before) and before.slices
-    assert not after.problems
+    assert all(problem.kind is Kind.NAMELESS for problem in after.problems)
     pixels = {}
     for listing in (before, after):
         decoded = decode_slices(listing.slices, (9, 12), progress=False)
@@ -67,10 +67,10 @@ def assert_read_back(data: Path, out: Path, *flags: str, classes=None) -> Listin
             key = s.label, s.patient, s.scan, s.number
             assert np.array_equal(pixels.setdefault(key, image), image)
     if {s.label for s in before.slices} == set(before.classes):
-        labelled = list_labelled(out, before.classes)
-        assert (
-            told(labelled) == told(list_labelled(data, classes, Options(pattern))) == told(before)
-        )
+        each = None if all(s.patient for s in before.slices) else "scan"
+        again = list_labelled(out, before.classes, Options(patients=each))
+        first = list_labelled(data, classes, Options(pattern, patients=each))
+        assert told(again) == told(first) and len(again.slices) == len(before.slices)
     return after
 
 
@@ -167,10 +167,10 @@ def test_folders_left_and_right_are_read_back(knees, out):
     assert {s.scan for s in listing.slices} == {"left/p01", "right/p01", "p2/v3/left"}
 
 
-def test_nameless_slices_are_read_back_as_the_scans_of_forty_that_were_guessed(knees, out):
+def test_nameless_slices_are_read_back_as_the_scans_of_forty_that_were_typed(knees, out):
     write_images(knees, *(f"{side}/{i}.png" for side in ("left", "right") for i in range(80)))
-    before = list_labelled(knees)
-    assert keep(knees, out) == 0
+    before = list_labelled(knees, None, Options(slices_per_scan=40, patients="scan"))
+    assert keep(knees, out, "--slices-per-scan", "40", "--patients", "scan") == 0
     assert told(list_labelled(out)) == told(before)
     assert set(by_scan(before.slices)) == {f"{side} 000{i}" for side in SIDES for i in (1, 2)}
 
@@ -196,8 +196,8 @@ def test_other_classes_are_read_back_also_for_akoa_names(knees, out):
     assert Counter((s.label, s.patient) for s in listing.slices) == {
         ("normal", "OAI0000001"): 1,
         ("", "OAI0000001"): 1,
-        ("abnormal", "p2"): 1,
-        ("normal", "x"): 1,
+        ("abnormal", ""): 1,  # p2/Abnormal/7 and x/normal/8: one scan each tells nothing
+        ("normal", ""): 1,
     }
     assert f"{scan}_4.png" in os.listdir(out)  # this one's name tells all that is known
 
@@ -216,12 +216,12 @@ def test_names_with_anything_in_them_are_read_back(knees, out):
     )
     listing = assert_read_back(knees, out)
     assert len(listing.slices) == len(os.listdir(out)) == 2 * len(names)
-    assert {s.patient for s in listing.slices} >= {
-        "a,b=c",
-        "100%",
-        "%2C",
-        "two\nlines",
-        "\udcff\udcfe",
+    assert {s.scan for s in listing.slices} >= {
+        "left/a,b=c_1",
+        "left/100%_2",
+        "left/%2C_3",
+        "left/two\nlines_4",
+        "left/\udcff\udcfe_7",
     }
 
 
@@ -315,14 +315,14 @@ def test_volumes_that_cannot_be_read_and_localizers_exit_1(tmp_path, knees, out,
     assert keep(knees / "good.nii.gz", tmp_path / "one") == 0
     slices = list_slices(tmp_path / "one").slices
     assert {(s.label, s.patient, s.scan) for s in slices} == {
-        ("right", "in", f"{knees}/good.nii.gz")  # as predict.py has it of a single file
+        ("right", "", f"{knees}/good.nii.gz")  # as predict.py has it of a single file
     }
     assert [s.number for s in slices] == list(range(6))
     (knees / "cut.nii.gz").write_bytes((knees / "good.nii.gz").read_bytes()[:-500])
     assert keep(knees, out) == 1
-    assert {s.patient for s in list_slices(out).slices} == {"good"}
-    (error,) = capfd.readouterr().err.splitlines()
-    assert error.startswith(f"dataset.py: {knees}/cut.nii.gz: cut or damaged")
+    assert {s.scan for s in list_slices(out).slices} == {"good.nii.gz"}
+    error = capfd.readouterr().err
+    assert f"dataset.py: {knees}/cut.nii.gz: cut or damaged" in error
     (knees / "cut.nii.gz").unlink()
     made.write_dicom(knees / "scout", made.noise(3, 6, 6))
     assert keep(knees, tmp_path / "two") == 1

@@ -1,0 +1,266 @@
+"""Who the patient is: inferred from the columns of names by a stated rule, or not at all.
+
+A patient who is parted leaks from train to test, so a column is taken for the patient's only where
+no other reading of the names could part one:
+
+1. the number after a word such as patient, sub or p;
+2. seven digits that begin with a 9, as in the OAI, where some occur in several scans;
+3. the one column that every other column determines (of 9126260_LEFT_11309302: 11309302 occurs
+   with one 9126260 only, and not the other way round), where some of it occur in several scans.
+
+Sides, labels, visits, dates, subsets and words for sequences are never patients. Where no rule
+holds there are readings: each a line to type, with what it would give.
+"""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from common.files import abridged
+from scans import names
+from scans.columns import Column, Meaning, Table, columns_of, running_columns, slice_column
+
+MOST_SCANS = 40  # of one patient; a column with more of one value is rather a site or a batch
+MOST_READINGS = 3
+
+
+class Reading(NamedTuple):
+    """A way to read the names, as it is typed."""
+
+    flags: str
+    patients: int
+    scans: int
+    examples: str = ""  # some of the patients
+
+
+class Patients(NamedTuple):
+    """The patient of each path and how that is known, or readings to choose from."""
+
+    of: list[str]  # "" for all where it is not known
+    rule: str = ""  # such as: the 7 digits of the OAI
+    readings: list[Reading] = []  # noqa: RUF012  # a default that nobody changes
+
+
+def infer_patients(paths: Sequence[str], scans: Sequence[str], classes: Sequence[str]) -> Patients:
+    """The patient of each path (below the data folder, without endings), by its names alone.
+
+    scans: the scan of each path.
+    """
+    if not paths:
+        return Patients([])
+    tables = columns_of(paths, classes)
+    chosen = [choose_column(table, scans) for table in tables]
+    if all(chosen) and alike([choice.column for choice in chosen]):
+        of = [""] * len(paths)
+        with_word = any(choice.column.run is not None for choice in chosen)
+        for table, choice in zip(tables, chosen, strict=True):
+            for row, value in zip(table.rows, spelled(choice, table, with_word), strict=True):
+                of[row] = value
+        of = spell_alike(of)
+        scans_of = Counter(patient for patient, _ in set(zip(of, scans, strict=True)))
+        # A word tells a patient of one scan, too; of other columns some must occur again.
+        if all(choice.rule == "word" for choice in chosen) or max(scans_of.values()) > 1:
+            return Patients(of, describe(chosen[0]))
+    return Patients([""] * len(paths), readings=find_readings(paths, scans, tables))
+
+
+class Choice(NamedTuple):
+    rule: str  # word, OAI or column
+    column: Column
+
+
+def choose_column(table: Table, scans: Sequence[str]) -> Choice | None:
+    """The column of the patient, if a rule of this file finds one."""
+    of_rows = [scans[row] for row in table.rows]
+    counting = slice_column(table) if len(set(of_rows)) < len(of_rows) else None
+    columns = [c for c in table.columns if c is not counting]
+    free = [c for c in columns if c.meaning is Meaning.FREE]
+    oai = [
+        c
+        for c in columns
+        if c.meaning in (Meaning.FREE, Meaning.CONSTANT)
+        and all(map(names.OAI_PATIENT.fullmatch, c.values))
+    ]
+    of_words = [c for c in columns if c.meaning is Meaning.PATIENT]
+    if of_words:
+        first, *others = [*of_words, *oai]
+        same = all(determines(first, c) and determines(c, first) for c in others)
+        return Choice("word", first) if same and not is_mixed(first) else None
+    if len(oai) == 1 and (occurs_again(oai[0], of_rows) or not free):
+        # 12_9309302: is that the 12th patient's study? A site, such as C, is shorter.
+        coarser = [c for c in free if c is not oai[0] and determines(oai[0], c)]
+        if all(min(map(len, c.values)) < 2 for c in coarser):
+            return Choice("OAI", oai[0])
+    coarsest = [c for c in free if all(determines(other, c) for other in free)]
+    if not coarsest or not occurs_again(coarsest[0], of_rows):
+        return None
+    if is_mixed(coarsest[0]) or seems_glued(coarsest[0]):
+        return None
+    finer = [c for c in free if not determines(coarsest[0], c)]
+    if any(occurs_again(c, of_rows) or hides_another(c, coarsest[0]) for c in finer):
+        return None  # of 2-005_LEFT: the site, or the patient?
+    scans_of = Counter(key for key, _ in set(zip(coarsest[0].keys, of_rows, strict=True)))
+    return Choice("column", coarsest[0]) if max(scans_of.values()) <= MOST_SCANS else None
+
+
+def determines(column: Column, other: Column) -> bool:
+    """Whether each value of a column occurs with one value of the other only."""
+    pairs = set(zip(column.keys, other.keys, strict=True))
+    return len(pairs) == len(set(column.keys))
+
+
+def occurs_again(column: Column, scans: Sequence[str]) -> bool:
+    """Whether a value occurs in two scans."""
+    return len(set(zip(column.keys, scans, strict=True))) > len(set(column.keys))
+
+
+def is_mixed(column: Column) -> bool:
+    """Whether its parts are not the same in all rows: DESSp01 and T1p01, 003 and 003a."""
+    uniform = all(v.isdecimal() for v in column.values) or all(v.isalpha() for v in column.values)
+    return column.run is None and not uniform
+
+
+def seems_glued(column: Column) -> bool:
+    """Whether it holds more than the patient: fayLEFT; 912626000 and 912626001 (the visit)."""
+    values = set(column.keys)
+    if any(word in value for word in names.NEVER_IN_PATIENTS for value in values):
+        return True
+    for count in (1, 2, 3):
+        for few, many in ((slice(-count, None), slice(-count)), (slice(count), slice(count, None))):
+            divided = {(v[few], v[many]) for v in values if len(v[many]) > (few.start is None)}
+            parts, rest = ({pair[i] for pair in divided} for i in (0, 1))
+            if len(rest) > 1 and len(parts) <= 6 and len(divided) >= 1.5 * len(rest):
+                return True
+    return False
+
+
+def hides_another(column: Column, chosen: Column) -> bool:
+    """Whether many values begin (or end) alike across the chosen: 0011309302, 0011309410 of two."""
+    rows = dict(zip(column.keys, chosen.keys, strict=True))  # each value -> that of the chosen
+    for count in (3, 4, 5, 6, 7):
+        for part in (slice(count), slice(-count, None)):
+            of_part: dict[str, set[str]] = {}
+            for value, other in rows.items():
+                of_part.setdefault(value[part], set()).add(other)
+            across = max(map(len, of_part.values())) > 1
+            if across and len(rows) >= 1.5 * len(of_part) > 1.5:
+                return True
+    return False
+
+
+def alike(columns: list[Column]) -> bool:
+    """Whether columns of several tables are at the same part of the names, or have one word."""
+    if len(columns) == 1 or len({c.word for c in columns if c.meaning is Meaning.PATIENT}) == 1:
+        return len({c.meaning for c in columns}) == 1
+    if all(names.OAI_PATIENT.fullmatch(value) for c in columns for value in set(c.values)):
+        return True
+    forms = {re.sub(r"\d", "0", value) for column in columns for value in column.values}
+    return len(forms) == 1 and len({(c.level, c.index, c.run) for c in columns}) == 1
+
+
+def spelled(choice: Choice, table: Table, with_word: bool) -> list[str]:
+    """The patient of each row as a name: a1 of case_a1, where both parts of it say the same."""
+    column = choice.column
+    if choice.rule == "word":
+        return [(column.word if with_word else "") + value for value in column.values]
+    if choice.rule == "OAI" or column.run is None:
+        return column.values
+    runs = [c for c in table.columns if (c.level, c.index) == (column.level, column.index)]
+    same = [c for c in runs if determines(column, c)]
+    return ["".join(values) for values in zip(*(c.values for c in same), strict=True)]
+
+
+def spell_alike(found: list[str]) -> list[str]:
+    """One spelling for p01, P01 and p1: the first."""
+    spelling: dict[str, str] = {}
+    return [spelling.setdefault(names.folded(name), name) for name in found]
+
+
+def describe(choice: Choice) -> str:
+    column = choice.column
+    if choice.rule == "OAI":
+        return "the 7 digits of the OAI"
+    if choice.rule == "word":
+        return f"what follows {column.word!r}"
+    ordinal = f"part {column.index + 1} of " if column.index else "the beginning of "
+    if column.level == -1:
+        return ordinal + "the name"
+    folder = "the first folder" if column.level == 0 else f"folder {column.level + 1}"
+    return folder if not column.index and column.run is None else f"{ordinal}{folder}"
+
+
+# ---- readings ------------------------------------------------------------------------------------
+
+
+def find_readings(paths: Sequence[str], scans: Sequence[str], tables: list[Table]) -> list[Reading]:
+    """--name-pattern for the likeliest columns, each tried on all paths, and --patients scan."""
+    table = max(tables, key=lambda table: len(table.rows))
+    counting = slice_column(table)
+    numbers = [None] if counting else running_columns(table) or [None]
+    candidates = [
+        c
+        for c in table.of(Meaning.PATIENT, Meaning.FREE, Meaning.OTHER)
+        if c is not counting and len(set(c.keys)) > 1
+    ]
+    found = []
+    for column in candidates:
+        for number in numbers:
+            if number is column:
+                continue
+            groups = {"patient": column} | ({"slice": number} if number else {})
+            pattern = pattern_of(groups, table)
+            matches = [re.search(pattern, path) for path in paths]
+            fits = all(
+                matches[row] and matches[row]["patient"] == value
+                for row, value in zip(table.rows, column.values, strict=True)
+            )
+            if fits and all(matches):
+                of = [names.folded(match["patient"]) for match in matches]
+                of_scans = scans if number is None else without_numbers(matches)
+                count = len(set(zip(of, of_scans, strict=True)))
+                flags = f"--name-pattern {shlex.quote(pattern)}"
+                examples = abridged(sorted({match["patient"] for match in matches}), 3)
+                found.append(Reading(flags, len(set(of)), count, examples))
+    found = sorted({r for r in found if r.patients > 2}, key=lambda r: r.patients)
+    if numbers == [None]:
+        found = found[: MOST_READINGS - 1]
+        found.append(Reading("--patients scan", len(set(scans)), len(set(scans))))
+    return found[:MOST_READINGS]
+
+
+def without_numbers(matches: list[re.Match]) -> list[str]:
+    """The paths without what the group `slice` finds: the scans that they make."""
+    return [m.string[: m.start("slice")] + m.string[m.end("slice") :] for m in matches]
+
+
+def pattern_of(groups: dict[str, Column], table: Table) -> str:
+    """A regular expression, from the beginning of a path, with these columns as its groups."""
+    name_of = {id(column): name for name, column in groups.items()}
+    levels: dict[int, dict[int, list[Column]]] = {}
+    for column in table.columns:
+        levels.setdefault(column.level, {}).setdefault(column.index, []).append(column)
+    parts = []
+    for level in sorted(levels, key=lambda level: (level == -1, level)):
+        fields = levels[level]
+        last = max(
+            (i for i, runs in fields.items() if any(id(c) in name_of for c in runs)), default=-1
+        )
+        written = [pattern_of_field(fields[i], name_of) for i in range(last + 1)]
+        parts.append("[\\W_]+".join(written) + ("" if level == -1 else "[^/]*"))
+    while parts and "(?P<" not in parts[-1]:
+        parts.pop()
+    return "^" + "/".join(parts).removesuffix("[^/]*")
+
+
+def pattern_of_field(runs: list[Column], name_of: dict[int, str]) -> str:
+    if not any(id(column) in name_of for column in runs):
+        return "[^\\W_]+"
+    written = []
+    for column in runs:
+        text = "[^\\W_]+" if column.run is None else "[^\\W\\d_]+"
+        text = "\\d+" if column.is_number else text
+        name = name_of.get(id(column))
+        written.append(f"(?P<{name}>{text})" if name else text)
+    return "".join(written)
