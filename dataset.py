@@ -2,6 +2,7 @@
 
     python dataset.py AKOA_Analysis                          # what is in it, and a picture of it
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
+    python dataset.py --clean-cache                          # decoded slices that are out of date
 
     from dataset import list_labelled, load_dataset, split
     dataset = load_dataset(list_labelled("AKOA_Analysis"), image_size=(76, 86))
@@ -28,6 +29,7 @@ from torch import Tensor
 from common.program import Parser, positive_int, run_program
 from scans import copies, splits
 from scans.cache import CHUNK, open_pixels
+from scans.cleaning import clean_cache, describe_cleaned
 from scans.images import describe_depths
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
@@ -195,14 +197,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="dataset.py", description="Say what is in a folder of slices, and draw it."
     )
     add = parser.add_argument
-    add("data_dir", type=Path, metavar="DIR", help="folder, or a manifest (.csv)")
+    add("data_dir", type=Path, nargs="?", metavar="DIR", help="folder, or a manifest (.csv)")
     add("--contact-sheet", type=Path, default="contact_sheet.png", metavar="PNG", help="where to")
     add("--write-slices", type=Path, metavar="OUT", help="write all slices as PNGs there, no more")
+    add("--clean-cache", action="store_true", help="remove what is of no use in --cache-dir")
     add_data_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.clean_cache and args.data_dir:
+        parser.error(f"--clean-cache cleans all of --cache-dir; leave out {args.data_dir}")
+    if not (args.clean_cache or args.data_dir):
+        parser.error("the following arguments are required: DIR")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.clean_cache:
+        for line in describe_cleaned(clean_cache(args.cache_dir), args.cache_dir):
+            print(line)
+        return 0
     if args.write_slices:
         return keep_slices(args)
     from scans import overview  # matplotlib, which a notebook may not need

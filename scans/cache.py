@@ -128,10 +128,10 @@ def open_pixels(
         decoded = decode_slices(slices, image_size, workers)
         return decoded._replace(crc32=crc32_of(decoded.pixels), note=note)
 
-    key = cache_key(slices, image_size)
-    if key is None:  # a file is not there: decoding will name it
+    made_of = fingerprint(slices, image_size)
+    if made_of is None:  # a file is not there: decoding will name it
         return in_memory()
-    target = Path(cache_dir, f"{key}.npy")
+    target = Path(cache_dir, f"{made_of.key}.npy")
     try:
         if kept := open_kept(target, shape):
             return kept
@@ -149,7 +149,9 @@ def open_pixels(
         checksum = crc32_of(mapped)
         if decoded.errors:
             return decoded._replace(crc32=checksum)
-        write_json(target.with_suffix(".json"), {"crc32": checksum, "depths": decoded.depths})
+        known = {"version": CACHE_VERSION, "crc32": checksum, "depths": decoded.depths}
+        known |= {"paths": made_of.paths, "files": made_of.files}  # for scans/cleaning.py
+        write_json(target.with_suffix(".json"), known)
         return decoded._replace(pixels=np.load(target, mmap_mode="c"), crc32=checksum)
     except OSError as error:
         return in_memory(f"{cache_dir}: {error.strerror or error}: slices are decoded into memory")
@@ -163,13 +165,18 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def cache_key(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
-    """A name that changes with any file's path, size or time, and with what is made of them.
+class Fingerprint(NamedTuple):
+    """What pixels are made of."""
 
-    None if a file can't be looked at.
-    """
+    key: str  # changes with any file's path, size or time, and with what is made of them
+    paths: str  # the same, but for sizes and times: who has another key for it is out of date
+    files: tuple[tuple[str, int, int], ...]  # path, bytes and time in ns of the first, ... file
+
+
+def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> Fingerprint | None:
+    """None if a file can't be looked at."""
     key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)}".encode())
-    files = {}
+    paths, files, firsts = key.copy(), {}, []
     for s in slices:
         if s.source not in files:
             try:
@@ -178,11 +185,13 @@ def cache_key(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
             except (OSError, ValueError):  # ValueError: a name with a zero in it
                 return None
             files[s.source] = [(status.st_size, status.st_mtime_ns) for status in found]
+            firsts.append((os.path.abspath(parts[0]), *files[s.source][0]))
             files[s.source].append(s.volume and s.volume.slicing)
-        key.update(
-            f"{os.path.abspath(s.name)} {files[s.source]}\n".encode(errors="surrogateescape")
-        )
-    return key.hexdigest()[:32]
+        name, sliced = os.path.abspath(s.name), s.volume and s.volume.slicing
+        key.update(f"{name} {files[s.source]}\n".encode(errors="surrogateescape"))
+        paths.update(f"{name} {sliced}\n".encode(errors="surrogateescape"))
+    shown = dict.fromkeys((firsts[0], firsts[len(firsts) // 2], firsts[-1])) if firsts else ()
+    return Fingerprint(key.hexdigest()[:32], paths.hexdigest()[:32], tuple(shown))
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:

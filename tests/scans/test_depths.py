@@ -25,11 +25,11 @@ BITS = {"twelve": 12, "ten": 10, "full": 16, "eight": 8, "black": 8}
 
 
 def write_scan(folder: Path, scan: str, slices: int = 5) -> list[np.ndarray]:
-    """scan_0.png is nearly dark, the last one has the largest value; of every third one a TIFF."""
+    """scan_0.png is nearly dark, the last but one has the largest value; every third is a TIFF."""
     folder.mkdir(parents=True, exist_ok=True)
     written, rng = [], np.random.default_rng(zlib.crc32(os.fsencode(folder)))
     for i in range(slices):
-        highest = LARGEST[scan] if i == slices - 1 else LARGEST[scan] * (1 + 20 * i) // 200
+        highest = LARGEST[scan] if i == slices - 2 else LARGEST[scan] * (1 + 20 * i) // 200
         values = (rng.random((6, 8)) * highest).round().astype(np.uint16)
         values[0, 0] = highest
         Image.fromarray(values).save(folder / f"{scan}_{i}.{'tif' if i % 3 == 2 else 'png'}")
@@ -147,7 +147,7 @@ def test_chunks_end_where_scans_end(monkeypatch):
 
 
 def test_predictions_do_not_depend_on_chunks(tmp_path, monkeypatch, capsys):
-    """The bright slice of a scan comes last, in what would be another chunk."""
+    """The bright slice of a scan comes late, in what would be another chunk."""
     for scan in ("twelve", "ten", "full"):
         write_scan(tmp_path / "new", scan)
     torch.manual_seed(0)
