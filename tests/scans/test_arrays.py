@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,17 @@ def test_hostile_headers_are_refused_in_one_line(tmp_path, monkeypatch, name):
     (tmp_path / "a.npy").write_bytes(HOSTILE[name])
     refusal(tmp_path / "a.npy")
     assert os.listdir(tmp_path) == ["a.npy"]
+
+
+def test_a_header_that_claims_gigabytes_is_not_read(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        file.write(b"\x93NUMPY\2\0\0\0\0\x0a")
+        file.truncate(200_000_000)
+    tracemalloc.start()
+    refusal(tmp_path / "a.npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_a_file_larger_than_any_volume_is_refused_unread(tmp_path):
