@@ -2,6 +2,7 @@
 
     python dataset.py AKOA_Analysis                          # what is in it, and a picture of it
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
+    python dataset.py --clean-cache                          # decoded slices that are out of date
 
     from dataset import list_labelled, load_dataset, split
     dataset = load_dataset(list_labelled("AKOA_Analysis"), image_size=(76, 86))
@@ -18,7 +19,7 @@ Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data, 13
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from torch import Tensor
 from common.program import Parser, positive_int, run_program
 from scans import copies, splits
 from scans.cache import CHUNK, open_pixels
+from scans.cleaning import clean_cache, describe_cleaned
+from scans.images import describe_depths
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
 from scans.slices import FAILURES, DataError, Listing, Options, Slice, by_scan
@@ -47,6 +50,7 @@ class Dataset:
     classes: list[str]
     crc32: int | None = None  # of all pixels
     note: str = ""  # why the pixels are in memory and not in the cache
+    depths: dict[int, int] = field(default_factory=dict)  # bits of 16-bit images -> scans
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,7 +107,8 @@ def load_dataset(
         count = f"{len(lines)} files can't be read; mend or remove them:"
         raise DataError("\n".join([count, *lines]))
     pixels, rows = torch.from_numpy(decoded.pixels), torch.arange(len(listing.slices))
-    return Dataset(listing.slices, pixels, rows, listing.classes, decoded.crc32, decoded.note)
+    told = decoded.crc32, decoded.note, decoded.depths
+    return Dataset(listing.slices, pixels, rows, listing.classes, *told)
 
 
 def split(
@@ -195,14 +200,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="dataset.py", description="Say what is in a folder of slices, and draw it."
     )
     add = parser.add_argument
-    add("data_dir", type=Path, metavar="DIR", help="folder, or a manifest (.csv)")
+    add("data_dir", type=Path, nargs="?", metavar="DIR", help="folder, or a manifest (.csv)")
     add("--contact-sheet", type=Path, default="contact_sheet.png", metavar="PNG", help="where to")
     add("--write-slices", type=Path, metavar="OUT", help="write all slices as PNGs there, no more")
+    add("--clean-cache", action="store_true", help="remove what is of no use in --cache-dir")
     add_data_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.clean_cache and args.data_dir:
+        parser.error(f"--clean-cache cleans all of --cache-dir; leave out {args.data_dir}")
+    if not (args.clean_cache or args.data_dir):
+        parser.error("the following arguments are required: DIR")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.clean_cache:
+        for line in describe_cleaned(clean_cache(args.cache_dir), args.cache_dir):
+            print(line)
+        return 0
     if args.write_slices:
         return keep_slices(args)
     from scans import overview  # matplotlib, which a notebook may not need
@@ -233,7 +248,8 @@ def run(args: argparse.Namespace) -> int:
     # What can't be read is black, and black images are nobody's copies.
     pairs = copies.open_copies(whole.pixels, slices, decoded.crc32, args.cache_dir)
     found = copies.describe_copies(slices, whole.pixels, pairs)
-    for line in [*map(str, listing.problems), decoded.note, *found]:
+    depths = describe_depths(decoded.depths)
+    for line in [*map(str, listing.problems), decoded.note, depths, *found]:
         if line:
             print(f"note: {line}")
     if not pairs:
@@ -252,6 +268,8 @@ def keep_slices(args: argparse.Namespace) -> int:
     written = write_slices(listing, args.write_slices, args.workers)
     for problem in [*listing.problems, *written.problems]:
         print(f"dataset.py: {problem}", file=sys.stderr)
+    if written.depths:
+        print(f"note: {describe_depths(written.depths)}")
     unlabelled = written.count - written.labelled
     print(f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label")
     return 1 if written.problems or listing.of_kind(*FAILURES) else 0

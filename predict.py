@@ -23,6 +23,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,9 +38,10 @@ from evaluation.explain import draw_attention
 from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
 from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
-from scans.slices import FAILURES, Kind, Listing, Options, Problem
+from scans.images import describe_depths
+from scans.slices import FAILURES, Kind, Listing, Options, Problem, Slice
 
-CHUNK = 2048  # slices decoded at a time: memory stays the same for any number of files
+CHUNK = 2048  # slices decoded at a time, in whole scans: memory stays the same for any number
 VERDICTS = ("ok", "mismatch", "unsure", "unknown")
 COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
 
@@ -76,16 +78,18 @@ class Answers(NamedTuple):
 
     predictions: Predictions  # of the slices that can be read; their pixels are not kept
     problems: dict[str, Problem]  # name of a slice or of what else can't be read -> why
+    depths: Counter  # bits that 16-bit images hold -> so many scans
 
 
 def predict_listing(model: Perceiver, listing: Listing, args: argparse.Namespace) -> Answers:
     """Decode and predict all slices, a chunk at a time."""
     size = tuple(model.preprocessing["image_size"])
-    readable, logits, problems = [], [], {}
+    readable, logits, problems, depths = [], [], {}, Counter()
     with tqdm(total=len(listing.slices), unit="slice", leave=False, disable=None) as bar:
-        for start in range(0, len(listing.slices), CHUNK):
-            slices = listing.slices[start : start + CHUNK]
-            pixels, errors, *_ = decode_slices(slices, size, args.workers, progress=False)
+        for slices in chunks_of_scans(listing.slices):
+            decoded = decode_slices(slices, size, args.workers, progress=False)
+            pixels, errors = decoded.pixels, decoded.errors
+            depths.update(decoded.depths)
             for i, text in errors.items():
                 problem = Problem(slices[i].source, Kind.UNREADABLE, text)
                 problems[slices[i].name] = problem
@@ -98,7 +102,26 @@ def predict_listing(model: Perceiver, listing: Listing, args: argparse.Namespace
     nothing = torch.empty(0, 1, *size, dtype=torch.uint8)
     dataset = Dataset(readable, nothing, torch.arange(len(readable)), listing.classes)
     logits = torch.cat([torch.empty(0, len(listing.classes)), *logits])
-    return Answers(Predictions(dataset, logits, model.calibration["temperature"]), problems)
+    predictions = Predictions(dataset, logits, model.calibration["temperature"])
+    return Answers(predictions, problems, depths)
+
+
+def chunks_of_scans(slices: list[Slice]) -> Iterator[list[Slice]]:
+    """At most CHUNK slices at a time, but whole scans: one that is longer comes alone.
+
+    The slices of a scan share the scale of their grey levels: decode_slices must see all of them.
+    """
+    scans: dict[str, list[Slice]] = {}  # in the order in which they are met
+    for s in slices:
+        scans.setdefault(s.scan, []).append(s)
+    chunk: list[Slice] = []
+    for scan in scans.values():
+        if chunk and len(chunk) + len(scan) > CHUNK:
+            yield chunk
+            chunk = []
+        chunk = chunk + scan
+    if chunk:
+        yield chunk
 
 
 def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
@@ -203,6 +226,8 @@ def run(args: argparse.Namespace) -> int:
     print_scans(worst_first(rows, classes) if args.audit else rows, classes, args.json)
     for problem in listing.of_kind(Kind.REMARK, Kind.CONTRADICTION):
         print(f"note: {problem}", file=sys.stderr)
+    if answers.depths:
+        print(f"note: {describe_depths(answers.depths)}", file=sys.stderr)
     for problem in dict.fromkeys(answers.problems.values()):
         print(f"predict.py: {problem}", file=sys.stderr)
     counts, failed = Counter(row["verdict"] for row in rows), len(answers.problems)

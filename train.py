@@ -59,6 +59,7 @@ from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
+from scans.images import describe_depths
 from scans.labelled import check_classes_present
 from scans.names import are_sides
 from scans.slices import DataError, by_scan
@@ -104,7 +105,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
     pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
     found = copies.describe_copies(slices, dataset.pixels, pairs)
-    for line in [dataset.note, *found]:
+    for line in [dataset.note, describe_depths(dataset.depths), *found]:
         if line:
             say(f"note: {line}")
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import whole_file, write_json
-from scans.images import ImageError, read_image, resize
+from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
 from scans.slices import Slice
 from scans.volumes import VolumeError, read_slices, source_files
 
-CACHE_VERSION = 2  # to be raised when decoding gives other pixels than before
+CACHE_VERSION = 3  # to be raised when decoding gives other pixels than before
 LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
 CHUNK = 4096  # images at a time where all of them might not fit into memory
 
@@ -34,6 +34,7 @@ class Decoded(NamedTuple):
 
     pixels: np.ndarray  # (n, 1, height, width) uint8
     errors: dict[int, str]  # position -> what is wrong, in one line
+    depths: dict[int, int]  # bits that 16-bit images hold -> so many scans
     crc32: int | None = None  # of all pixels, where they were opened with a cache
     note: str = ""  # why they are in memory and not in a file
 
@@ -47,19 +48,21 @@ def decode_slices(
 ) -> Decoded:
     """Decode all slices, in threads (Pillow releases the interpreter lock while it decodes).
 
-    into is an array to fill, in place of a new one.
+    16-bit images wait, resized, until all of their scan are read: its largest value is their white.
+    So a scan must not be spread over two calls. into is an array to fill, in place of a new one.
     """
     pixels = np.zeros((len(slices), 1, *image_size), np.uint8) if into is None else into
-    errors = {}
-    jobs = defaultdict(list)  # what is read at once -> positions
-    for position, s in enumerate(slices):
-        jobs[s.source, s.index is None].append(position)
+    errors, depths, scans = {}, Counter(), jobs_by_scan(slices)
 
-    def decode(positions: list[int]) -> int:
+    def decode(positions: list[int]) -> DecodedImage | None:
+        """Fill in pixels, but of a 16-bit image give them back."""
         first = slices[positions[0]]
         try:
             if first.volume is None:
-                pixels[positions, 0] = read_image(first.source, image_size)
+                image = read_image(first.source, image_size)
+                if image.highest is not None:
+                    return image
+                pixels[positions, 0] = image.values
             else:
                 planes = read_slices(first.volume)
                 for position in positions:
@@ -68,7 +71,7 @@ def decode_slices(
         except (ImageError, VolumeError) as error:
             pixels[positions] = 0
             errors.update(dict.fromkeys(positions, error.text))
-        return len(positions)
+        return None
 
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
@@ -77,9 +80,27 @@ def decode_slices(
             total=len(slices), desc="reading", unit="slice", disable=None if progress else True
         ) as bar,
     ):
-        for count in pool.map(decode, jobs.values()):
-            bar.update(count)
-    return Decoded(pixels, dict(sorted(errors.items())))
+        decoded = pool.map(decode, [positions for jobs in scans for positions in jobs])
+        for jobs in scans:
+            waiting = []
+            for positions in jobs:
+                if (image := next(decoded)) is not None:
+                    waiting.append((positions, image))
+                bar.update(len(positions))
+            if waiting:
+                bits = bit_depth(max(image.highest for _, image in waiting))
+                for positions, image in waiting:
+                    pixels[positions, 0] = to_grey(image.values, bits)
+                depths[bits] += 1
+    return Decoded(pixels, dict(sorted(errors.items())), dict(depths))
+
+
+def jobs_by_scan(slices: list[Slice]) -> list[list[list[int]]]:
+    """Of each scan the positions of what is read at once: an image, or the slices of a volume."""
+    jobs: dict[str, dict] = defaultdict(lambda: defaultdict(list))
+    for position, s in enumerate(slices):
+        jobs[s.scan][s.source, s.index is None].append(position)
+    return [list(sources.values()) for sources in jobs.values()]
 
 
 # ---- decoded once --------------------------------------------------------------------------------
@@ -107,10 +128,10 @@ def open_pixels(
         decoded = decode_slices(slices, image_size, workers)
         return decoded._replace(crc32=crc32_of(decoded.pixels), note=note)
 
-    key = cache_key(slices, image_size)
-    if key is None:  # a file is not there: decoding will name it
+    made_of = fingerprint(slices, image_size)
+    if made_of is None:  # a file is not there: decoding will name it
         return in_memory()
-    target = Path(cache_dir, f"{key}.npy")
+    target = Path(cache_dir, f"{made_of.key}.npy")
     try:
         if kept := open_kept(target, shape):
             return kept
@@ -121,15 +142,17 @@ def open_pixels(
             if hasattr(os, "posix_fallocate"):  # a disk that fills up while mapped is a crash
                 with open(temporary, "rb+") as file:
                     os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-            errors = decode_slices(slices, image_size, workers, into=mapped).errors
-            if errors:
+            decoded = decode_slices(slices, image_size, workers, into=mapped)
+            if decoded.errors:
                 raise Unreadable
             mapped.flush()
         checksum = crc32_of(mapped)
-        if errors:
-            return Decoded(mapped, errors, checksum)
-        write_json(target.with_suffix(".json"), {"crc32": checksum})
-        return Decoded(np.load(target, mmap_mode="c"), {}, checksum)
+        if decoded.errors:
+            return decoded._replace(crc32=checksum)
+        known = {"version": CACHE_VERSION, "crc32": checksum, "depths": decoded.depths}
+        known |= {"paths": made_of.paths, "files": made_of.files}  # for scans/cleaning.py
+        write_json(target.with_suffix(".json"), known)
+        return decoded._replace(pixels=np.load(target, mmap_mode="c"), crc32=checksum)
     except OSError as error:
         return in_memory(f"{cache_dir}: {error.strerror or error}: slices are decoded into memory")
 
@@ -142,13 +165,18 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def cache_key(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
-    """A name that changes with any file's path, size or time, and with what is made of them.
+class Fingerprint(NamedTuple):
+    """What pixels are made of."""
 
-    None if a file can't be looked at.
-    """
+    key: str  # changes with any file's path, size or time, and with what is made of them
+    paths: str  # the same, but for sizes and times: who has another key for it is out of date
+    files: tuple[tuple[str, int, int], ...]  # path, bytes and time in ns of the first, ... file
+
+
+def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> Fingerprint | None:
+    """None if a file can't be looked at."""
     key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)}".encode())
-    files = {}
+    paths, files, firsts = key.copy(), {}, []
     for s in slices:
         if s.source not in files:
             try:
@@ -157,18 +185,22 @@ def cache_key(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
             except (OSError, ValueError):  # ValueError: a name with a zero in it
                 return None
             files[s.source] = [(status.st_size, status.st_mtime_ns) for status in found]
+            firsts.append((os.path.abspath(parts[0]), *files[s.source][0]))
             files[s.source].append(s.volume and s.volume.slicing)
-        key.update(
-            f"{os.path.abspath(s.name)} {files[s.source]}\n".encode(errors="surrogateescape")
-        )
-    return key.hexdigest()[:32]
+        name, sliced = os.path.abspath(s.name), s.volume and s.volume.slicing
+        key.update(f"{name} {files[s.source]}\n".encode(errors="surrogateescape"))
+        paths.update(f"{name} {sliced}\n".encode(errors="surrogateescape"))
+    shown = dict.fromkeys((firsts[0], firsts[len(firsts) // 2], firsts[-1])) if firsts else ()
+    return Fingerprint(key.hexdigest()[:32], paths.hexdigest()[:32], tuple(shown))
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
     """Map a file that open_pixels wrote; None if there is none, or not a whole one."""
     try:
-        checksum = json.loads(path.with_suffix(".json").read_text())["crc32"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        known = json.loads(path.with_suffix(".json").read_text())
+        checksum = known["crc32"]
+        depths = {int(bits): int(count) for bits, count in known["depths"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # or a damaged one
         return None
     try:
         kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
@@ -180,7 +212,7 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
         return None
     if not isinstance(kept, np.ndarray) or kept.shape != shape or kept.dtype != np.uint8:
         return None
-    return Decoded(kept, {}, checksum) if crc32_of(kept) == checksum else None
+    return Decoded(kept, {}, depths, checksum) if crc32_of(kept) == checksum else None
 
 
 def crc32_of(pixels: np.ndarray) -> int:

@@ -1,6 +1,9 @@
 """One image file -> grey levels.
 
-read_image("left/p01_7.png", (76, 86))          # uint8 array (76, 86)
+read_image("left/p01_7.png", (76, 86)).values   # uint8 array (76, 86)
+
+16-bit files often hold 12 bits, or fewer. Their values become grey levels by what all images of a
+scan hold, so that its slices stay comparable: see bit_depth and to_grey, and scans/cache.py.
 """
 
 import os
@@ -8,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -53,11 +57,18 @@ def open_image(path: str | Path) -> Image.Image:
         return Image.open(path, formats=FORMATS)
 
 
-def read_grey(path: str | Path) -> Image.Image:
-    """Decode one image file to grey levels from 0 to 255: an image of mode L, or F (16-bit files).
+class DecodedImage(NamedTuple):
+    """(height, width): grey levels as uint8, or the values of a 16-bit file as uint16."""
 
-    16-bit images are scaled to 8 bits (not clipped), transparent pixels are black, colours become
-    luminance (equal channels keep their value exactly).
+    values: np.ndarray
+    highest: int | None = None  # of a 16-bit file, before it was resized; None: grey levels
+
+
+def read_grey(path: str | Path) -> Image.Image:
+    """Decode one image file: mode L, or of a 16-bit file mode F, with its values as they are.
+
+    Transparent pixels are black, colours become luminance (equal channels keep their value
+    exactly).
 
     Raises:
         ImageError: it is damaged, too large, or not one slice of 8 or 16 bits.
@@ -77,7 +88,7 @@ def read_grey(path: str | Path) -> Image.Image:
                 path, "more than 16 bits a pixel, or below 0: convert it to 8 or 16 bits"
             )
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).astype(np.float32))
+            return Image.fromarray(np.asarray(image, dtype=np.float32))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             black = Image.new("RGBA", image.size, "black")
@@ -85,12 +96,38 @@ def read_grey(path: str | Path) -> Image.Image:
         return image.convert("L")
 
 
-def read_image(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
-    """Decode one image file and resize it: uint8 array (height, width). Raises as `read_grey`."""
-    return resize(read_grey(path), image_size)
+def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> DecodedImage:
+    """Decode one image file, and resize it to (height, width). Raises as `read_grey`."""
+    image = read_grey(path)
+    highest = int(image.getextrema()[1]) if image.mode == "F" else None
+    return DecodedImage(resize(image, image_size or (image.height, image.width)), highest)
 
 
 def resize(image: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
+    """(height, width) uint8, or of an image of mode F uint16."""
     height, width = image_size
+    dtype = np.uint16 if image.mode == "F" else np.uint8
     image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
-    return np.asarray(image).round().astype(np.uint8)
+    return np.asarray(image).round().astype(dtype)
+
+
+# ---- 16-bit files --------------------------------------------------------------------------------
+
+
+def bit_depth(highest: int) -> int:
+    """How many bits hold the largest value of a scan's 16-bit images: 8 to 16."""
+    return max(8, highest.bit_length())
+
+
+def to_grey(values: np.ndarray, bits: int) -> np.ndarray:
+    """uint16 values of so many bits -> uint8 grey levels: 0 stays black, all bits set are white."""
+    return (values * np.float32(255 / (2**bits - 1))).round().astype(np.uint8)
+
+
+def describe_depths(depths: dict[int, int]) -> str:
+    """A line for a person on the scans of 16-bit images: bits -> how many; "" if there are none."""
+    if not depths:
+        return ""
+    counts = {bits: "1 scan" if n == 1 else f"{n:,} scans" for bits, n in sorted(depths.items())}
+    held = ", ".join(f"{bits} bits in {scans}" for bits, scans in counts.items())
+    return f"16-bit images hold {held}: made 8 bits scan by scan"

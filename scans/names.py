@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scans.slices import SIDES, Contradiction, DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd)", re.I | re.S)
+VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.I | re.S)
 VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii|\.nii\.gz|\.\w+)?", re.S)
 SIDE_WORD = re.compile(r"(?<![^\W\d_])(left|right|l_e_f_t|r_i_g_h_t)(?![^\W\d_])", re.I)
 # OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0 (without its suffix .png)
@@ -102,7 +102,7 @@ def is_image(name: str) -> bool:
 
 
 def is_volume_name(name: str) -> bool:
-    """By its ending: NIfTI, NRRD or MetaImage. DICOM files often have none: see dicom.is_dicom."""
+    """By its ending: NIfTI, NRRD, MetaImage, NumPy. DICOM often has none: see dicom.is_dicom."""
     return bool(VOLUME_NAME.fullmatch(os.path.basename(name)))
 
 

@@ -76,8 +76,6 @@ def describe_pixels(pixels: Tensor, mean: float, std: float) -> list[str]:
         f"grey levels 0 to {brightest}: mean {255 * mean:.1f}, standard deviation {255 * std:.1f}; "
         f"means of slices {low:.0f} / {middle:.0f} / {high:.0f} (1 %, 50 %, 99 %)"
     ]
-    if brightest < 32:
-        lines.append("nearly black: 12-bit values in 16-bit files? Convert them to 8 bits first")
     blank = int((means < 1).sum())
     return lines + ([f"{blank} slices are black"] if blank else [])
 

@@ -24,6 +24,14 @@ class DataError(UserError):
     """Data that can't be used. The message names the file or value and says what to do."""
 
 
+class VolumeError(DataError):
+    """A volume that can't be used."""
+
+    def __init__(self, path: str, text: str):
+        super().__init__(f"{path}: {text}")
+        self.path, self.text = path, text
+
+
 class Contradiction(DataError):
     """Two things tell two labels of one file."""
 

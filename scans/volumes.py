@@ -1,4 +1,4 @@
-"""Volumes (NIfTI, NRRD, MetaImage, DICOM series) -> headers, and slices as in AKOA.
+"""Volumes (NIfTI, NRRD, MetaImage, .npy, DICOM series) -> headers, and slices as in AKOA.
 
     pip install -r requirements-extra.txt
     from scans.series import open_volume
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from common.program import MissingPackage
-from scans.slices import DataError, Options, Slicing, Volume
+from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
+from scans.slices import DataError, Options, Slicing, Volume, VolumeError
 
 PLANES = ("stored", "sagittal", "coronal", "axial")
 MIN_SLICES = 5  # fewer are a localizer
@@ -38,14 +39,6 @@ TAGS = {
     "space": "NRRD_space",
 }
 # fmt: on
-
-
-class VolumeError(DataError):
-    """A volume that can't be used."""
-
-    def __init__(self, path: str, text: str):
-        super().__init__(f"{path}: {text}")
-        self.path, self.text = path, text
 
 
 class TooShort(VolumeError):
@@ -96,6 +89,8 @@ def one_line(error: Exception) -> str:
 
 def read_header(path: str) -> Volume:
     """Size, geometry and tags of one file, without its pixels. Raises VolumeError."""
+    if is_npy(path) or is_npz(path):
+        return read_npy_header(path)
     sitk = simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
@@ -178,6 +173,8 @@ def plan_slicing(volume: Volume, options: Options = Options()) -> Volume:
         thick = volume.spacing[2] >= 0.99 * max(volume.spacing)
         through = 2 if thick else int(np.argmax(volume.spacing))
         axes, reverse = (through, *(a for a in (2, 1, 0) if a != through)), (False,) * 3
+    elif plane in PLANES and is_npy(volume.path):
+        raise VolumeError(volume.path, "a .npy file has no directions: only --plane stored")
     elif plane in PLANES:
         orient = simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines
         code = orient(volume.direction.ravel().tolist())  # "PIR": i goes to posterior, ...
@@ -228,6 +225,8 @@ def read_slices(volume: Volume) -> np.ndarray:
 
 def read_pixels(volume: Volume) -> np.ndarray:
     """All voxels, float32 (k, j, i). SimpleITK applies slopes and inverts MONOCHROME1 itself."""
+    if is_npy(volume.path):
+        return read_npy_pixels(volume)
     check_whole(volume)
     sitk = simpleitk()
     pixels = np.empty(volume.size[::-1], np.float32)

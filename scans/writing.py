@@ -6,6 +6,7 @@ AKOA's where a scan has one, else patient=p01,scan=left%2Fp01,label=left_7.png.
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import whole_folder
-from scans.images import ImageError, read_grey
+from scans.images import ImageError, bit_depth, read_image, to_grey
 from scans.names import Identity, written_name
 from scans.slices import DataError, Kind, Listing, Problem, Slice
 from scans.volumes import VolumeError, read_slices
@@ -27,6 +28,21 @@ class Written(NamedTuple):
     count: int
     labelled: int
     problems: list[Problem]  # what could not be read, and is not there
+    depths: dict[int, int]  # bits that 16-bit images hold -> so many scans
+
+
+class Grey(NamedTuple):
+    """What one source holds."""
+
+    pixels: list[np.ndarray]  # uint8 (height, width) of each slice
+    highest: int | None = None  # of a 16-bit image, which has no grey levels yet
+
+
+class Result(NamedTuple):
+    """Of writing the slices of one source."""
+
+    highest: int | None = None  # of a 16-bit image, which is not written yet
+    problem: Problem | None = None
 
 
 def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> Written:
@@ -42,38 +58,60 @@ def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> 
         sources[s.source, s.index is None].append(s)
     with whole_folder(folder) as temporary:
 
-        def write(slices: list[Slice]) -> Problem | None:
+        def write(slices: list[Slice], bits: int | None = None) -> Result:
             try:
-                pixels = read_at_once(slices)
+                found = read_at_once(slices, bits)
             except (ImageError, VolumeError) as error:
-                return Problem(slices[0].source, Kind.UNREADABLE, error.text)
-            for s, grey in zip(slices, pixels, strict=True):
-                Image.fromarray(grey).save(temporary / names[s.name])
-            return None
+                return Result(problem=Problem(slices[0].source, Kind.UNREADABLE, error.text))
+            if found.highest is None:
+                for s, grey in zip(slices, found.pixels, strict=True):
+                    Image.fromarray(grey).save(temporary / names[s.name])
+            return Result(found.highest)
 
         pool = ThreadPoolExecutor(workers or os.cpu_count())
         try:
             done = pool.map(write, sources.values())
             bar = tqdm(done, "writing", len(sources), disable=None)
-            problems = [problem for problem in bar if problem]
+            results = dict(zip(sources, bar, strict=True))
+            # 16-bit images are read twice: so it takes no memory to wait for the rest of a scan.
+            deep = [source for source, result in results.items() if result.highest is not None]
+            bits = bits_of_scans((sources[x][0].scan, results[x].highest) for x in deep)
+            done = pool.map(lambda x: write(sources[x], bits[sources[x][0].scan]), deep)
+            bar = tqdm(done, "writing", len(deep), disable=None if deep else True)
+            results |= zip(deep, bar, strict=True)
         finally:
             pool.shutdown(cancel_futures=True)  # on Ctrl-C, those begun are finished
+        problems = [result.problem for result in results.values() if result.problem]
         lost = {problem.path for problem in problems}
         written = [s for s in listing.slices if s.source not in lost]
         if not written:
             for problem in [*problems, *listing.problems]:
                 raise DataError(f"nothing to write: {problem}")
             raise DataError("nothing to write: no images and no volumes")
-    return Written(len(written), sum(bool(s.label) for s in written), problems)
+    depths = dict(Counter(bits.values()))
+    return Written(len(written), sum(bool(s.label) for s in written), problems, depths)
 
 
-def read_at_once(slices: list[Slice]) -> list[np.ndarray]:
-    """uint8 (height, width) of each slice of one source."""
+def bits_of_scans(found: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Scan -> the bits that its 16-bit images hold, of each one's scan and largest value."""
+    highest: dict[str, int] = {}
+    for scan, value in found:
+        highest[scan] = max(value, highest.get(scan, 0))
+    return {scan: bit_depth(value) for scan, value in highest.items()}
+
+
+def read_at_once(slices: list[Slice], bits: int | None = None) -> Grey:
+    """The slices of one source. bits is what a 16-bit image holds, once it is known."""
     first = slices[0]
-    if first.volume is None:
-        return [np.asarray(read_grey(first.source)).round().astype(np.uint8)] * len(slices)
-    planes = read_slices(first.volume)
-    return [planes[s.index] for s in slices]
+    if first.volume is not None:
+        planes = read_slices(first.volume)
+        return Grey([planes[s.index] for s in slices])
+    image = read_image(first.source)
+    if image.highest is None:
+        return Grey([image.values] * len(slices))
+    if bits is None:
+        return Grey([], image.highest)
+    return Grey([to_grey(image.values, bits)] * len(slices))
 
 
 def name_all(listing: Listing) -> dict[str, str]:

@@ -44,7 +44,7 @@ def decodings(monkeypatch) -> list[int]:
 
 
 def open_cached(files: list[Slice], folder: Path, size=SIZE) -> np.ndarray:
-    pixels, errors, _, note = cache.open_pixels(files, size, folder)
+    pixels, errors, *_, note = cache.open_pixels(files, size, folder)
     assert errors == {} and note == ""
     return pixels
 
@@ -89,7 +89,7 @@ def test_slices_of_a_volume_are_kept_for_each_way_of_slicing_it(tmp_path):
     made.write_volume(tmp_path / "p1_LEFT.nii", made.noise(9, 9, 9))
     ways = [Options(), Options(plane="sagittal"), Options(slices=6)]
     found = [list_slices(tmp_path / "p1_LEFT.nii", options=options).slices[:6] for options in ways]
-    assert len({cache.cache_key(slices, SIZE) for slices in found}) == 3
+    assert len({cache.fingerprint(slices, SIZE).key for slices in found}) == 3
 
 
 def test_every_flipped_bit_and_every_cut_of_a_kept_file_is_noticed(files, tmp_path, decodings):
@@ -112,7 +112,18 @@ def test_every_flipped_bit_and_every_cut_of_a_kept_file_is_noticed(files, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "7", "null", "{}", '{"crc32": ', '{"crc32": 1}', "\xff"]
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "null",
+        "{}",
+        '{"crc32": ',
+        '{"crc32": 1}',
+        '{"crc32": 1, "depths": 7}',
+        "\xff",
+    ],
 )
 def test_missing_or_garbage_checksum_is_decoded_anew(files, tmp_path, decodings, text):
     folder = tmp_path / "cache"
@@ -130,7 +141,7 @@ def test_unreadable_files_are_all_named_and_nothing_is_kept(files, tmp_path):
     broken = [Path(files[i].source) for i in (1, 3)]
     broken[0].write_bytes(broken[0].read_bytes()[:70])
     broken[1].write_text("no image")
-    pixels, errors, _, note = cache.open_pixels(files, SIZE, tmp_path / "cache")
+    pixels, errors, *_, note = cache.open_pixels(files, SIZE, tmp_path / "cache")
     assert sorted(errors) == [1, 3] and note == "" and list((tmp_path / "cache").iterdir()) == []
     assert pixels[[1, 3]].max() == 0
     assert np.array_equal(pixels, decoded(files))  # the others are there
@@ -144,7 +155,7 @@ def test_cache_that_cannot_be_written_leaves_slices_in_memory_and_says_so(files,
     expected = decoded(files)
     (tmp_path / "file").write_text("in its place")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
-        pixels, errors, _, note = cache.open_pixels(files, SIZE, folder)
+        pixels, errors, *_, note = cache.open_pixels(files, SIZE, folder)
         assert np.array_equal(pixels, expected) and errors == {}
         assert note.startswith(f"{folder}: ") and note.endswith(": slices are decoded into memory")
     assert (tmp_path / "file").read_text() == "in its place"
@@ -163,7 +174,7 @@ def python(code: str, folder: Path, files: list[Slice]) -> subprocess.Popen:
 OPEN = (
     "from scans.slices import Slice; "
     "slices = [Slice(path, None, 'left', 'p', 's', i) for i, path in enumerate(sys.argv[2:])]; "
-    "pixels, errors, _, note = cache.open_pixels(slices, (600, 800), sys.argv[1]); "
+    "pixels, errors, *_, note = cache.open_pixels(slices, (600, 800), sys.argv[1]); "
 )
 
 

@@ -594,7 +594,7 @@ def test_decoding_an_image_imports_no_model(tmp_path):
     write_images(tmp_path, "left/p1_1.png")
     code = (
         "import sys; from scans.images import read_image; "
-        "assert read_image(sys.argv[1], (2, 2)).shape == (2, 2); "
+        "assert read_image(sys.argv[1], (2, 2)).values.shape == (2, 2); "
         "assert 'torch' not in sys.modules and 'perceiver' not in sys.modules, 'images'; "
         "from scans.cache import decode_slices; from scans.slices import Slice; "
         "found = decode_slices([Slice(sys.argv[1], None, '', '', '', 0)], (2, 2), progress=False); "

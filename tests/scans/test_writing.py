@@ -380,7 +380,7 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
-@pytest.mark.parametrize("interrupted", ["read_grey", "written_name"])
+@pytest.mark.parametrize("interrupted", ["read_image", "written_name"])
 def test_an_interrupt_leaves_nothing(knees, out, monkeypatch, capsys, interrupted):
     write_images(knees, *(f"left/p1_{i}.png" for i in range(40)))
     calls, real = [], getattr(writing, interrupted)
