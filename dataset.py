@@ -123,7 +123,8 @@ def split(
     """Put whole patients (or with by="scan", whole scans) into train, val and test.
 
     split_file is a CSV that says it; pairs are copies of images (see scans.copies), whose patients
-    are kept together.
+    are kept together. Slices that are exactly in an earlier scan of their patient are in no subset,
+    so that each image counts once; by="scan" leaves all in.
 
     Raises:
         DataError: also if a patient or an image is in two subsets, which by="scan" allows.
@@ -142,6 +143,10 @@ def split(
     if by == "patient":
         splits.check_patients(scans, subset_of)
         copies.check_copies(dataset.slices, pairs, subset_of)
+        repeated = copies.repeated_within_patient(dataset.pixels, dataset.slices, pairs)
+        if dataset.rows.ndim == 1:  # a scan is one sample, with all of its slices
+            counted = [row not in repeated for row in dataset.rows.tolist()]
+            dataset = dataset.subset(dataset.rows[torch.tensor(counted)])
     subsets = [subset_of[s.scan] for s in dataset.samples]
     return {
         name: dataset.subset(dataset.rows[[i for i, of in enumerate(subsets) if of == name]])
@@ -159,8 +164,28 @@ def split_as_told(
 
 
 def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:
-    """Scan name -> subset, of what `split` gives."""
-    return {s.scan: name for name, subset in subsets.items() for s in subset.samples}
+    """Scan name -> subset, of what `split` gives.
+
+    A scan none of whose slices count, as all are copies, is where its patient is.
+    """
+    samples = [(s, name) for name, subset in subsets.items() for s in subset.samples]
+    of_patient = {s.patient: name for s, name in samples}
+    slices = next(iter(subsets.values())).slices
+    found = {s.scan: of_patient[s.patient] for s in slices if s.patient in of_patient}
+    return found | {s.scan: name for s, name in samples}
+
+
+def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
+    """A table of what `split` gives, and before it how many slices of the dataset do not count."""
+    counted = by_scan(s for subset in subsets.values() for s in subset.samples)
+    lines = [splits.describe_split(counted, subset_of_scans(subsets), dataset.classes)]
+    if repeated := len(dataset) - sum(map(len, subsets.values())):
+        lines.insert(
+            0,
+            f"note: {repeated:,} slices are exactly in an earlier scan of their patient and are "
+            "left out: each image counts once",
+        )
+    return lines
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -258,7 +283,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"contact sheet: {sheet}")
     subsets = split_as_told(whole, args, pairs)
     print(f"the split that train.py makes of it (--seed {args.seed}):")
-    print(splits.describe_split(by_scan(slices), subset_of_scans(subsets), classes))
+    print(*describe_subsets(whole, subsets), sep="\n")
     return 1 if decoded.errors else 0
 
 

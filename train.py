@@ -48,6 +48,7 @@ from common.workers import (
 )
 from dataset import (
     Dataset,
+    describe_subsets,
     list_labelled,
     load_dataset,
     options_of,
@@ -103,7 +104,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     check_classes_present(slices, classes)
     with first_process_first():  # the others open what it kept
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
-    pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
+        pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
     found = copies.describe_copies(slices, dataset.pixels, pairs)
     for line in [dataset.note, describe_depths(dataset.depths), *found]:
         if line:
@@ -111,9 +112,9 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
 
     resumed = args.resume / "split.csv" if args.resume else None
     subsets = split_as_told(dataset, args, pairs, resumed)
-    subset_of = subset_of_scans(subsets)
-    say(splits.describe_split(scans, subset_of, classes))
-    if leaks := splits.straddling_patients(scans, subset_of):
+    for line in describe_subsets(dataset, subsets):
+        say(line)
+    if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
         say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
     for name, subset in subsets.items():
         labels = {s.label for s in subset.samples}

@@ -5,7 +5,10 @@ check_copies(slices, pairs, subset_of)              # raises DataError with the 
 """
 
 import hashlib
+import itertools
 import json
+import math
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,44 +23,166 @@ SIZE = 24  # images are compared as 24 x 24 grey levels
 CORRELATION = 0.998  # above that, and ...
 DIFFERENCE = 2.0  # ... with at most this root mean square difference, two images are copies
 CONTRAST = 8.0  # standard deviation of grey levels; blank images are nobody's copies
-BLOCK = 1024
+MOST_PAIRS = 500_000  # of more pairs, only enough are kept to link all copies
+COPIES_VERSION = 2  # to be raised when other pairs are found than before
+
+DIRECTIONS = 16  # of grey levels, and as many of unit vectors: what the search divides images by
+SAMPLE = 4096  # images that the directions are computed from
+LEAF = 2**19  # so many comparisons are faster done than divided
+BLOCK = 1024  # images at a time
 
 Pairs = list[tuple[int, int]]  # (position, later position) of each two copies
+
+
+# ---- search --------------------------------------------------------------------------------------
 
 
 def find_copies(pixels: Tensor, scans: list[str]) -> Pairs:
     """Pairs of images of two scans that are the same picture, also resized or compressed.
 
     On phantoms, slices of two patients correlate at 0.977 or less; copies shrunk to a third or
-    compressed to JPEG at 0.9996 or more. The time grows with the square of the number of images.
+    compressed to JPEG at 0.9996 or more. Only images that may be copies are compared, see
+    `neighbourhoods`: nothing is missed by that.
+
+    All pairs are found, by the later position and then the earlier one. Only if they are more than
+    MOST_PAIRS, as of thousands of copies of one image, each image of a group that copies link is
+    paired with the group's first instead. That links the same scans to each other.
 
     Args:
         pixels: uint8 (n, 1, height, width).
         scans: the scan of each.
     """
-    small = torch.cat(
-        [F.adaptive_avg_pool2d(chunk.float(), SIZE).flatten(1) for chunk in pixels.split(BLOCK)]
-    )  # (n, 576)
+    small = shrink(pixels)
+    sharp = (small.std(dim=1, correction=0) >= CONTRAST).nonzero().flatten()
+    if not len(sharp):
+        return []
+    numbers = {scan: number for number, scan in enumerate(dict.fromkeys(scans))}
+    scan = torch.tensor([numbers[name] for name in scans])
+    group = torch.arange(len(small))  # the first image of the group of each; now each is alone
+    found, count = [torch.empty(0, 2, dtype=torch.long)], 0
+    for rows, near in neighbourhoods(bounded_columns(small, sharp), sharp, sharp):
+        for block, others in itertools.product(rows.split(BLOCK), near.split(BLOCK)):
+            both = torch.cat([block, others])
+            if others[0] > block[-1] or one_value(group[both]) or one_value(scan[both]):
+                continue  # compared the other way round, or linked already, or neighbours
+            found.append(compare(small, block, others))
+            found[-1] = found[-1][differ(scan, found[-1]) & differ(group, found[-1])]
+            count += len(found[-1])
+            if count > MOST_PAIRS:
+                group = link(group, torch.cat(found))
+                found, count = found[:1], 0
+    pairs = torch.cat(found)
+    if (group != torch.arange(len(group))).any():
+        group = link(group, pairs)
+        pairs = torch.stack([group, torch.arange(len(group))], dim=1)
+        pairs = pairs[differ(scan, pairs)]
+    return sorted(map(tuple, pairs.tolist()), key=lambda pair: (pair[1], pair[0]))
+
+
+def shrink(pixels: Tensor) -> Tensor:
+    """(n, 1, height, width) -> (n, 576) grey levels."""
+    small = torch.empty(len(pixels), SIZE * SIZE)
+    for target, images in zip(small.split(BLOCK), pixels.split(BLOCK), strict=True):
+        target.copy_(F.adaptive_avg_pool2d(images.float(), SIZE).flatten(1))
+    return small
+
+
+def unit_vectors(small: Tensor) -> Tensor:
+    """Without their mean, of length 1: the correlation of two images is the product of theirs."""
     unit = small - small.mean(dim=1, keepdim=True)
-    norm = unit.norm(dim=1, keepdim=True)
-    unit *= (norm >= CONTRAST * SIZE) / norm.clamp(min=1)
-    pairs = []
-    for start in range(0, len(unit), BLOCK):
-        rows = unit[start : start + BLOCK]
-        alike = rows @ unit[: start + len(rows)].T > CORRELATION
-        for row, first in alike.tril_(start - 1).nonzero().tolist():
-            second = start + row
-            difference = (small[first] - small[second]).square().mean().sqrt()
-            if scans[first] != scans[second] and difference <= DIFFERENCE:
-                pairs.append((first, second))
-    return pairs
+    return unit.div_(unit.norm(dim=1, keepdim=True).clamp_(min=1))
+
+
+def principal_directions(vectors: Tensor) -> Tensor:
+    """Those in which the vectors (m, 576) differ most, of length 1: (576, DIRECTIONS)."""
+    return torch.linalg.eigh(vectors.T.cov()).eigenvectors[:, -DIRECTIONS:]
+
+
+def bounded_columns(small: Tensor, sharp: Tensor) -> Tensor:
+    """Numbers (n, columns) of each image, none of which differs by more than 1 between copies.
+
+    Copies differ by at most DIFFERENCE * SIZE as vectors of grey levels, and by less than
+    sqrt(2 - 2 * CORRELATION) as unit vectors; along a direction, by no more than that.
+    """
+    order = torch.randperm(len(sharp), generator=torch.Generator().manual_seed(0))
+    sample = small[sharp[order[:SAMPLE]]]
+    if len(sample) < 2:  # nothing to be divided
+        return torch.zeros(len(small), 1)
+    grey = principal_directions(sample) / (DIFFERENCE * SIZE)
+    unit = principal_directions(unit_vectors(sample)) / math.sqrt(2 - 2 * CORRELATION)
+    parts = [torch.cat([s @ grey, unit_vectors(s) @ unit], dim=1) for s in small.split(BLOCK)]
+    return torch.cat(parts)
+
+
+def neighbourhoods(columns: Tensor, rows: Tensor, near: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Divide images until few are left to be compared: yields (rows, near).
+
+    Each image is in one `rows`, and all that may be its copies are in the `near` beside it: both
+    are divided at the median of a column, and what is within 1 of the median stays near both
+    sides. The column is the one in which that is the least.
+    """
+    if len(rows) * len(near) <= LEAF:
+        yield rows, near
+        return
+    middle = columns[rows].median(dim=0).values
+    reach = 1.001  # more than 1 by what rounding may do
+    shared = ((columns[near] - middle).abs() <= reach).sum(dim=0)
+    column = shared.argmin()
+    below = columns[rows, column] <= middle[column]
+    if below.all() or shared[column] > 0.8 * len(near):  # too much alike to be divided
+        yield rows, near
+        return
+    above_middle = columns[near, column] - middle[column]
+    yield from neighbourhoods(columns, rows[below], near[above_middle <= reach])
+    yield from neighbourhoods(columns, rows[~below], near[above_middle >= -reach])
+
+
+def compare(small: Tensor, rows: Tensor, near: Tensor) -> Tensor:
+    """Pairs (m, 2) of copies, the later one of `rows`."""
+    one, other = small[near], small[rows]
+    correlation = unit_vectors(other) @ unit_vectors(one).T
+    alike = (correlation > CORRELATION) & (near < rows[:, None])
+    j, i = alike.nonzero().T
+    # Of images x and y without their means: |x - y|² = (|x| - |y|)² + 2 |x| |y| (1 - correlation).
+    length = [images.std(dim=1, correction=0)[k] for images, k in ((one, i), (other, j))]
+    mean = [images.mean(dim=1)[k] for images, k in ((one, i), (other, j))]
+    difference = (length[0] - length[1]).square() + (mean[0] - mean[1]).square()
+    difference += 2 * length[0] * length[1] * (1 - correlation[j, i])
+    # That is quick, and rounding may tip it at the limit: there, pixel by pixel.
+    for part in ((difference - DIFFERENCE**2).abs() < 0.02).nonzero().flatten().split(BLOCK):
+        difference[part] = (one[i[part]] - other[j[part]]).square().mean(dim=1)
+    return torch.stack([near[i], rows[j]], dim=1)[difference <= DIFFERENCE**2]
+
+
+def one_value(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
+
+
+def differ(values: Tensor, pairs: Tensor) -> Tensor:
+    """Which pairs (m, 2) are of images of different values."""
+    return values[pairs[:, 0]] != values[pairs[:, 1]]
+
+
+def link(group: Tensor, pairs: Tensor) -> Tensor:
+    """The first image of the group of each (n,), where pairs join groups."""
+    while differ(group, pairs).any():
+        lower = group[pairs].amin(dim=1)
+        for images in (pairs[:, 0], pairs[:, 1]):
+            # The first of a group takes its whole group along.
+            group = group.scatter_reduce(0, group[images], lower, "amin")
+        while (group != group[group]).any():
+            group = group[group]
+    return group
+
+
+# ---- what follows from it ------------------------------------------------------------------------
 
 
 def open_copies(pixels: Tensor, slices: list[Slice], crc32: int, cache_dir: Path) -> Pairs:
     """`find_copies`, looked up where the same pixels (by their crc32) were searched before."""
     scans = [s.scan for s in slices]
     names = hashlib.sha256("\n".join(scans).encode(errors="surrogateescape")).hexdigest()[:16]
-    kept = Path(cache_dir, f"copies-{crc32:08x}-{names}.json")
+    kept = Path(cache_dir, f"copies-{COPIES_VERSION}-{crc32:08x}-{names}.json")
     try:
         return [(int(a), int(b)) for a, b in json.loads(kept.read_text())["copies"]]
     except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
@@ -69,36 +194,77 @@ def open_copies(pixels: Tensor, slices: list[Slice], crc32: int, cache_dir: Path
 
 def patients_sharing_images(slices: list[Slice], pairs: Pairs) -> list[set[str]]:
     """Groups of two or more patients that have copies of an image in common."""
-    groups: list[set[str]] = []
-    for link in {frozenset((slices[a].patient, slices[b].patient)) for a, b in pairs}:
-        if len(link) == 2:
-            touching = [group for group in groups if group & link]
-            groups = [group for group in groups if not group & link]
-            groups.append(set(link).union(*touching))
-    return sorted(groups, key=min)
+    group_of: dict[str, set[str]] = {}
+    for a, b in pairs:
+        one, other = (group_of.setdefault(p, {p}) for p in (slices[a].patient, slices[b].patient))
+        if one is not other:
+            smaller, larger = sorted((one, other), key=len)
+            larger |= smaller
+            group_of.update(dict.fromkeys(smaller, larger))
+    groups = {id(group): group for group in group_of.values() if len(group) > 1}
+    return sorted(groups.values(), key=min)
+
+
+def repeated_within_patient(pixels: Tensor, slices: list[Slice], pairs: Pairs) -> set[int]:
+    """Positions of images that are, byte for byte, in another scan of their patient and label.
+
+    The first of each is not among them: without these, it counts once. Of copies that differ in
+    a byte, as resized ones do, all count.
+    """
+    first_of: dict[tuple[str, str, bytes], int] = {}
+    repeated = set()
+    for position in sorted({position for pair in pairs for position in pair}):
+        s = slices[position]
+        image = s.patient, s.label, hashlib.sha256(pixels[position].numpy().tobytes()).digest()
+        first = first_of.setdefault(image, position)
+        if slices[first].scan != s.scan:
+            repeated.add(position)
+    return repeated
 
 
 def describe_copies(slices: list[Slice], pixels: Tensor, pairs: Pairs) -> list[str]:
-    """Sentences that name the scans that have images in common, and what follows from it."""
+    """Sentences about scans that have images in common, and what follows from it.
+
+    Each two scans of two patients or two labels are named; all of one patient and label are one
+    line.
+    """
     lines = []
+    within: Pairs = []  # one patient and one label
     shared: dict[tuple[str, str], Pairs] = {}
     for a, b in pairs:
-        shared.setdefault((slices[a].scan, slices[b].scan), []).append((a, b))
+        if (slices[a].patient, slices[a].label) == (slices[b].patient, slices[b].label):
+            within.append((a, b))
+        else:
+            shared.setdefault((slices[a].scan, slices[b].scan), []).append((a, b))
     for (one, other), found in shared.items():
         a, b = found[0]
-        exact = sum(torch.equal(pixels[a], pixels[b]) for a, b in found)
         whose = f"of patient {slices[a].patient}"
         if slices[a].patient != slices[b].patient:
             whose = f"of patients {slices[a].patient} and {slices[b].patient}"
         labels = slices[a].label, slices[b].label
         wrong = "" if len(set(labels)) == 1 else f", once {labels[0]} and once {labels[1]}"
         lines.append(
-            f"{len(found)} images ({exact} exactly) are in two scans {whose}: {one} and {other}"
-            f"{wrong} (first: {slices[a].name} = {slices[b].name})"
+            f"{describe_count(pixels, found)} are in two scans {whose}: {one} and {other}{wrong} "
+            f"(first: {slices[a].name} = {slices[b].name})"
         )
     if len(lines) > 10:
         lines[10:] = [f"and {len(lines) - 10} more pairs of scans have images in common"]
+    if within:
+        a, b = within[0]
+        scans = {slices[position].scan for pair in within for position in pair}
+        patients = {slices[position].patient for position, _ in within}
+        lines.append(
+            f"{describe_count(pixels, within)} are copies of others of the same patient and label, "
+            f"in {len(scans)} scans of {len(patients)} patients "
+            f"(first: {slices[a].name} = {slices[b].name})"
+        )
     return lines
+
+
+def describe_count(pixels: Tensor, pairs: Pairs) -> str:
+    """How many images are copies of earlier ones, and how many of them byte for byte."""
+    exact = {b for a, b in pairs if torch.equal(pixels[a], pixels[b])}
+    return f"{len({b for _, b in pairs})} images ({len(exact)} exactly)"
 
 
 def check_copies(slices: list[Slice], pairs: Pairs, subset_of: dict[str, str]) -> None:

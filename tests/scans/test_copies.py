@@ -1,10 +1,12 @@
 """scans/copies.py: planted leaks are caught, other knees are none."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from conftest import TINY, name_of
 from PIL import Image
 
@@ -13,7 +15,7 @@ import train
 from scans import copies, splits
 from scans.cache import decode_slices
 from scans.labelled import list_labelled
-from scans.slices import Slice, by_scan
+from scans.slices import DataError, Slice, by_scan
 
 SIZE = ["--image-size", "76", "86"]
 
@@ -135,3 +137,178 @@ def test_patients_that_share_images_in_a_chain_are_one_group():
     joined = [(0, 1), (2, 3), (4, 5), (1, 2), (3, 4)]
     assert copies.patients_sharing_images(slices, joined) == [set("ABCDEF")]
     assert copies.patients_sharing_images(slices, [(0, 0)]) == []
+
+
+# ---- the search --------------------------------------------------------------------------------
+
+
+def all_pairs(pixels: torch.Tensor, scans: list[str]) -> copies.Pairs:
+    """The rule, each image with each other."""
+    small = functional.adaptive_avg_pool2d(pixels.float(), 24).flatten(1)
+    unit = small - small.mean(dim=1, keepdim=True)
+    norm = unit.norm(dim=1, keepdim=True)
+    unit *= (norm >= 8 * 24) / norm.clamp(min=1)
+    alike = (unit @ unit.T > 0.998).tril(-1).nonzero().tolist()
+    rms = [(small[a] - small[b]).square().mean().sqrt() for b, a in alike]
+    pairs = [(a, b) for (b, a), r in zip(alike, rms, strict=True) if r <= 2]
+    return [(a, b) for a, b in pairs if scans[a] != scans[b]]
+
+
+@pytest.fixture(scope="module")
+def many() -> torch.Tensor:
+    """3,000 images: 75 scans of smooth fields, whose last slices are dark, and altered copies."""
+    generator = torch.Generator().manual_seed(0)
+    fields = torch.randn(75, 1, 12, 5, 5, generator=generator)
+    fields = functional.interpolate(fields, (40, 48, 48), mode="trilinear").reshape(-1, 1, 48, 48)
+    dark = torch.linspace(1, 0.1, 40).repeat(75)[:, None, None, None]
+    images = (128 + 60 * fields) * dark
+    order = torch.randperm(3000, generator=generator)
+    for first, later in order[:800].view(400, 2).tolist():
+        gain, shift, noise = torch.randn(3, generator=generator).tolist()
+        grain = 2 * noise * torch.randn(1, 48, 48, generator=generator)
+        images[later] = images[first] * (1 + 0.02 * gain) + shift + grain
+    return images.clamp(0, 255).byte()
+
+
+@pytest.mark.parametrize("leaf", [1, 2**12, 2**19])
+def test_divided_search_finds_what_comparing_all_with_all_finds(many, leaf, monkeypatch):
+    monkeypatch.setattr(copies, "LEAF", leaf)
+    monkeypatch.setattr(copies, "BLOCK", 100)
+    for slices_per_scan in (1, 40):
+        scans = [str(i // slices_per_scan) for i in range(len(many))]
+        expected = all_pairs(many, scans)
+        assert len(expected) > 100
+        assert copies.find_copies(many, scans) == expected
+
+
+def test_search_compares_a_small_part_of_all(many):
+    small = copies.shrink(many)
+    every = torch.arange(len(many))
+    columns = copies.bounded_columns(small, every)
+    parts = list(copies.neighbourhoods(columns, every, every))
+    assert torch.equal(torch.cat([rows for rows, _ in parts]).sort().values, every)
+    compared = sum(len(rows) * len(near) for rows, near in parts)
+    assert compared < 0.2 * len(many) ** 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_one_image_and_images_that_are_all_the_same_can_be_searched(count):
+    image = torch.randint(0, 256, (1, 1, 24, 24), dtype=torch.uint8)
+    pixels = image.repeat(count, 1, 1, 1)
+    pairs = [(a, b) for b in range(count) for a in range(b)]
+    assert copies.find_copies(pixels, [str(i) for i in range(count)]) == pairs
+    assert copies.find_copies(torch.zeros_like(pixels), [str(i) for i in range(count)]) == []
+
+
+def test_of_too_many_pairs_those_that_link_all_copies_are_kept(monkeypatch):
+    """Patients, and subsets that share an image, are the same as those of all pairs."""
+    images = torch.randint(0, 256, (200, 1, 24, 24), dtype=torch.uint8)
+    for i in range(150):  # 10 pictures, 15 times each
+        images[i] = images[i % 10].clone()
+    images[199] = images[150].clone()
+    scans = [f"{i % 50}" for i in range(200)]
+    slices = [Slice("", None, "left", f"p{int(s) // 2}", s, i) for i, s in enumerate(scans)]
+    every = copies.find_copies(images, scans)
+    assert every == all_pairs(images, scans)
+    monkeypatch.setattr(copies, "MOST_PAIRS", 60)
+    monkeypatch.setattr(copies, "BLOCK", 16)
+    kept = copies.find_copies(images, scans)
+    assert len(kept) < 150 and set(kept) <= set(every) and (150, 199) in kept
+    groups = copies.patients_sharing_images(slices, every)
+    assert copies.patients_sharing_images(slices, kept) == groups
+    for a, b in every:  # each alone in a subset would be refused, and is
+        for alone in (scans[a], scans[b]):
+            subset_of = dict.fromkeys(scans, "train") | {alone: "test"}
+            with pytest.raises(DataError):
+                copies.check_copies(slices, kept, subset_of)
+
+
+def test_groups_that_a_chain_of_pairs_links_have_one_first():
+    chain = torch.tensor([[5, 6], [4, 5], [3, 4], [2, 3], [8, 9]])
+    assert copies.link(torch.arange(10), chain).tolist() == [0, 1, 2, 2, 2, 2, 2, 7, 8, 8]
+    joined = copies.link(torch.tensor([0, 0, 2, 2, 4]), torch.tensor([[1, 3]]))
+    assert joined.tolist() == [0, 0, 0, 0, 4]
+
+
+# ---- copies within a patient ---------------------------------------------------------------------
+
+
+def scan_of(patient: int, side: str) -> str:
+    return name_of(patient, side, 0).removesuffix("_0.png")
+
+
+@pytest.fixture
+def copied_scan(phantoms, tmp_path) -> Path:
+    """The phantoms; patient 2's right scan is there once more, patient 3's half, one resized."""
+    folder = tmp_path / "knees"
+    shutil.copytree(phantoms, folder)
+    for patient, count in ((2, 8), (3, 4)):
+        again = scan_of(patient, "RIGHT").replace("BaseLine", "12Month")
+        for i in range(count):
+            shutil.copy(folder / name_of(patient, "RIGHT", i), folder / f"{again}_{i}.png")
+    path = folder / f"{again}_0.png"
+    with Image.open(path) as image:
+        scaled(1 / 2)(image).save(path)
+    return folder
+
+
+def test_exact_copies_within_a_patient_are_the_later_ones_of_its_label(copied_scan):
+    slices, pixels = read(copied_scan)
+    pairs = copies.find_copies(pixels, [s.scan for s in slices])
+    assert len(pairs) == 12
+    repeated = copies.repeated_within_patient(pixels, slices, pairs)
+    assert len(repeated) == 11  # not the resized one
+    assert repeated < {later for _, later in pairs}
+    # Of another label or patient they decide, and are never left out.
+    for change in ({"label": "other"}, {"patient": "other"}):
+        changed = [replace(s, **change) if "12Month" in s.scan else s for s in slices]
+        assert copies.repeated_within_patient(pixels, changed, pairs) == set()
+
+
+def test_copies_within_patients_are_one_line_and_those_between_labels_are_named(copied_scan):
+    slices, pixels = read(copied_scan)
+    pairs = copies.find_copies(pixels, [s.scan for s in slices])
+    (line,) = copies.describe_copies(slices, pixels, pairs)
+    assert line.startswith("12 images (11 exactly) are copies of others of the same patient and")
+    assert "in 4 scans of 2 patients (first: " in line and name_of(2, "RIGHT", 0) in line
+    changed = [replace(s, label="left") if "0000002_12Month" in s.scan else s for s in slices]
+    named, line = copies.describe_copies(changed, pixels, pairs)
+    assert named.startswith("8 images (8 exactly) are in two scans of patient OAI0000002: ")
+    assert ", once " in named and line.startswith("4 images (3 exactly) are copies of others")
+
+
+def test_slices_that_are_in_an_earlier_scan_of_their_patient_count_once(
+    copied_scan, tmp_path, capsys
+):
+    args = train.parse_args(["--data-dir", str(copied_scan), *SIZE])
+    subsets = train.read_subsets(args, args.classes)
+    said = "note: 11 slices are exactly in an earlier scan of their patient and are left out"
+    assert said in capsys.readouterr().out
+    used = [s.name for subset in subsets.values() for s in subset.samples]
+    assert len(used) == len(set(used)) == 64 + 1  # the resized one
+    # The table of scans names all, also the scan of copies alone, and can be read again.
+    scans = by_scan(subsets["train"].slices)
+    subset_of = dataset.subset_of_scans(subsets)
+    assert subset_of.keys() == scans.keys()
+    splits.check_patients(scans, subset_of)
+    splits.write_split(tmp_path / "split.csv", scans, subset_of)
+    args.split_file = tmp_path / "split.csv"
+    again = train.read_subsets(args, args.classes)
+    assert all(torch.equal(subsets[name].rows, again[name].rows) for name in subsets)
+    sheet = ["--contact-sheet", str(tmp_path / "sheet.png")]
+    capsys.readouterr()
+    assert dataset.main([str(copied_scan), *sheet]) == 0
+    assert said in capsys.readouterr().out
+    # The experiment's own split has all slices.
+    args = train.parse_args(["--data-dir", str(copied_scan), *SIZE, "--split", "scan"])
+    assert sum(map(len, train.read_subsets(args, args.classes).values())) == 64 + 12
+
+
+def test_result_kept_by_another_version_is_not_taken(many, tmp_path, monkeypatch):
+    slices = [Slice("", None, "left", "p", str(i), 0) for i in range(200)]
+    pairs = copies.open_copies(many[:200], slices, 7, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text('{"copies": [[0, 1]]}')
+    assert copies.open_copies(many[:200], slices, 7, tmp_path) == [(0, 1)] != pairs
+    monkeypatch.setattr(copies, "COPIES_VERSION", 3)
+    assert copies.open_copies(many[:200], slices, 7, tmp_path) == pairs
