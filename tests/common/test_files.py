@@ -36,6 +36,8 @@ def test_the_same_table_in_every_dialect(tmp_path, name):
         ("path\na;b.png\nc.png\n", ["path"], "a;b.png"),  # one column: nothing to take apart
         ("path\n", ["path"], None),
         ("path,label|side\na.png,left\n", ["path", "label|side"], "a.png"),
+        ("id;grade (0|1|2)\nx;1\ny;2\n", ["id", "grade (0|1|2)"], "x"),
+        ("id;grade, 0 to 4;age\n", ["id", "grade, 0 to 4", "age"], None),
         ("id;grade\nx;1,5\ny;2,5\n", ["id", "grade"], "x"),  # decimal commas
         ("id,note\nx,a;b;c\n", ["id", "note"], "x"),
         ("ID|SIDE|KL\n9|1: Right|2: Minimal, or so\n", ["ID", "SIDE", "KL"], "9"),
@@ -83,7 +85,17 @@ def test_bytes_that_are_no_utf8_come_back_as_file_systems_give_them(tmp_path):
 
 
 def test_what_was_written_is_read_again(tmp_path):
-    names = ["a,b", "c;d|e\t", 'say "x"', "two\nlines", " space ", os.fsdecode(b"\xff.png"), "é"]
+    names = [
+        "a,b",
+        "c;d|e\t",
+        'say "x"',
+        "two\nlines",
+        "two\r\nmore",
+        "r\rr",
+        " space ",
+        os.fsdecode(b"\xff.png"),
+        "é",
+    ]
     rows = [{"path": name, "label": "x"} for name in names]
     write_csv(tmp_path / "t.csv", rows)
     table = read_csv(tmp_path / "t.csv", "table")

@@ -60,6 +60,7 @@ def test_table_without_a_header_is_identifier_and_label(tmp_path):
         ("a,torn\nb,whole\nc,torn\n", ["torn", "whole"]),  # the first label recurs
         ("id,acl\na,1\nb,0\n", None),  # no column that tells the label
         ("id,label\na,1\nb,0\n", ["0", "1"]),
+        ("Exam No.,label\na,1\nb,0\n", ["0", "1"]),  # the other column is the identifier
         ("exam,1\nx,0\n", None),  # `exam` is called like a column: 1 is not a label
         ("a;-1\nb;2\n", ["-1", "2"]),
         ("a\t1: Right\nb\t2: Left\n", ["left", "right"]),
@@ -104,6 +105,12 @@ def test_oai_tables_are_joined_by_the_identifiers_they_share(tmp_path):
     assert "has no label" in found.find(["0166004"]).reason
     assert found.find(["0166005"]) is None  # leads to no row
     assert found.find(["0166001"], "left").reason.endswith("is of the right side")
+
+
+def test_barcodes_without_a_side_lead_to_both_knees(tmp_path):
+    found = tables(tmp_path, "barcode,id\n77,9000099\n", OAI, column="V00XRKL")
+    assert label(found, "77", side="left") == "0" and label(found, "77", side="right") == "2"
+    assert "nothing tells the side" in found.find(["77"]).reason
 
 
 def test_classes_are_named_by_code_or_by_text(tmp_path):
