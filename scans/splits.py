@@ -203,23 +203,31 @@ def write_split(path: Path, scans: Scans, subset_of: dict[str, str]) -> None:
 def read_split(path: str | Path, scans: Scans) -> dict[str, str]:
     """Read a split file: a CSV with at least the columns `subset` and `scan`, such as split.csv.
 
+    Any delimiter, and names of columns in any case, as common.files.read_csv takes them.
+
     Raises:
         UserError: no such file; as DataError a row that can't be used (named by its line), a scan
             that is only in the file or only in the data, or a subset without a scan.
     """
-    columns, rows = read_csv(path, "split file")
-    if not {"subset", "scan"} <= set(columns):
-        raise DataError(f"{path}: expected columns subset and scan, got {', '.join(columns)!r}")
+    table = read_csv(path, "split file")
+    subset_column, scan_column = table.column("subset"), table.column("scan")
+    if subset_column is None or scan_column is None:
+        columns = ", ".join(table.columns)
+        raise DataError(f"{path}: expected columns subset and scan, got {columns!r}")
     subset_of = {}
-    for line, row in rows:
-        if row["subset"] not in SUBSETS:
+    for line, row in table.rows:
+        subset, scan = row[subset_column].strip().lower(), row[scan_column]
+        if subset not in SUBSETS:
             raise DataError(
-                f"{path}, line {line}: subset must be train, val or test, got {row['subset']!r}"
+                f"{path}, line {line}: subset must be train, val or test, "
+                f"got {row[subset_column]!r}"
             )
-        if not row["scan"]:
+        if scan not in scans:
+            scan = scan.strip()
+        if not scan:
             raise DataError(f"{path}, line {line}: names no scan")
-        if subset_of.setdefault(row["scan"], row["subset"]) != row["subset"]:
-            raise DataError(f"{path}, line {line}: scan {row['scan']} is in two subsets")
+        if subset_of.setdefault(scan, subset) != subset:
+            raise DataError(f"{path}, line {line}: scan {scan} is in two subsets")
     for names, problem in [
         (scans.keys() - subset_of.keys(), "scans of the data are not in the split file"),
         (subset_of.keys() - scans.keys(), "scans of the split file are not in the data"),

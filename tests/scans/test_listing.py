@@ -196,10 +196,9 @@ def test_manifest_tells_all_and_its_paths_are_relative_to_it(tmp_path, monkeypat
     "text, message",
     [
         ("path,patient\na.png,1\n", "expected columns path,label,patient,scan, got"),
-        ("path;side\na.png;l\n", "expected columns path,label,patient,scan, got"),
-        ("", "expected columns"),
+        ("path side\na.png l\n", "expected columns path,label,patient,scan, got"),
         ("path,side\na.png,left\nb.png,middle\n", "line 3: side must be left or right, got 'mid"),
-        ("path,side\na.png\n", "line 2: side must be left or right, got None"),
+        ("path,side\na.png\n", "line 2: side must be left or right, got ''"),
         ("path,side\na.png,l\n./a.png,l\n", "line 3: ./a.png is in it twice"),
         ("path,side\n,l\n", "line 2: names no path"),
         ("path,side\nknee.nii.gz,l\n", r"knee.nii.gz.*line 2\)"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import write_scan
 
+from common.program import UserError
 from scans import splits
 from scans.labelled import list_labelled
 from scans.slices import SIDES, DataError, Slice, by_scan
@@ -174,7 +175,6 @@ def test_split_file_comes_back_as_written_and_a_leak_in_it_is_named(tmp_path):
     "text, message",
     [
         ("a,b\n1,2\n", "expected columns subset and scan"),
-        ("", "expected columns"),
         ("subset,scan\ntraining,A_0_LEFT\n", "line 2: subset must be train, val or test"),
         ("subset,scan\ntrain,A_0_LEFT\ntest,A_0_LEFT\n", "line 3: scan A_0_LEFT is in two"),
         ("subset,scan\ntrain,A_0_LEFT\n", "scans of the data are not in the split file"),
@@ -189,6 +189,26 @@ def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message
     path.write_text("subset,scan\ntrain,A_0_LEFT\nval,B_0_LEFT\ntest,C_0_LEFT\ntest,D\n")
     with pytest.raises(DataError, match="of the split file are not in the data, first: D"):
         splits.read_split(path, scans)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Subset,SCAN\nTrain,a\nval,b\nTEST,c\n".encode("utf-8-sig"),
+        "sep=;\r\nScan;Subset;\r\na;train;\r\nb;val;\r\nc;test;\r\n;;\r\n".encode("utf-16"),
+        b"scan\tsubset\ra \ttrain\rb\tval\rc\ttest\r",
+    ],
+)
+def test_split_file_that_a_spreadsheet_saved_is_read(tmp_path, content):
+    (tmp_path / "split.csv").write_bytes(content)
+    found = splits.read_split(tmp_path / "split.csv", {"a": [], "b": [], "c": []})
+    assert found == {"a": "train", "b": "val", "c": "test"}
+
+
+def test_empty_split_file_is_refused(tmp_path):
+    (tmp_path / "split.csv").write_text("\n\n")
+    with pytest.raises(UserError, match=r"split\.csv: it is empty, expected a split file"):
+        splits.read_split(tmp_path / "split.csv", {"a": []})
 
 
 def test_split_file_row_without_a_scan_is_named_by_its_line(tmp_path):
