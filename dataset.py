@@ -197,6 +197,9 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     size = "height and width that slices are resized to"
     add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
     add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
+    tables = "tables of identifiers and labels"
+    add("--labels", nargs="+", type=Path, metavar="CSV", default=(), help=tables)
+    add("--label-column", metavar="NAME", help="of those tables, where it is not called label")
     add("--slices-per-scan", type=positive_int, metavar="N", help="so many images in order: a scan")
     each = "each scan is another person"
     add("--patients", choices=["scan"], help="where nothing tells the patient: " + each)

@@ -15,9 +15,19 @@ from dataclasses import dataclass
 from common.files import abridged
 from scans import names
 from scans.columns import Column, Meaning, columns_of, last_running_column, slice_column
+from scans.label_tables import LabelTables
 from scans.names import label_of_word, natural_order, weigh
 from scans.patients import Patients, Reading, infer_patients
-from scans.slices import Contradiction, DataError, Kind, Options, Problem, Slice, Volume
+from scans.slices import (
+    SIDES,
+    Contradiction,
+    DataError,
+    Kind,
+    Options,
+    Problem,
+    Slice,
+    Volume,
+)
 from scans.volumes import side_of_position
 
 # How patients are known.
@@ -68,6 +78,7 @@ def identify(
     options: Options,
     problems: list[Problem],
     root: str = "",
+    tables: LabelTables | None = None,
 ) -> list[str]:
     """Fill in labels, scans, numbers and patients. Returns the ways in which patients are known.
 
@@ -80,7 +91,11 @@ def identify(
     pattern = names.compile_pattern(options.name_pattern) if options.name_pattern else None
     unmatched = tell_by_pattern(found, pattern, classes, problems) if pattern else set()
     tell_by_names(found, classes)
-    tell_labels([x for x in found if x not in unmatched], classes, bool(root), problems)
+    matched = [item for item in found if item not in unmatched]
+    if tables:
+        labels_of_tables(matched, tables, bool(root), problems)
+    else:
+        tell_labels(matched, classes, bool(root), problems)
     for item in unmatched:
         item.label = ""
     remove_copies(found, problems)
@@ -111,9 +126,10 @@ def tell_by_pattern(
                 problems.append(Problem(item.source, Kind.CONTRADICTION, text))
                 unmatched.add(item)
                 continue
-            item.label, item.label_by = label, "pattern"
+            if not item.label:
+                item.label, item.label_by = label, "pattern"
         item.scan = groups.get("scan", "") or item.scan
-        if groups.get("patient"):
+        if groups.get("patient") and item.way != TABLE:
             item.patient, item.way = groups["patient"], PATTERN
         if item.volume is None:
             tell_number(item, match, groups)
@@ -195,6 +211,24 @@ def tell_labels(
                 continue
             problems.append(Problem(item.source, Kind.CONTRADICTION, str(error)))
             item.label = ""
+
+
+def labels_of_tables(
+    found: list[Found], tables: LabelTables, below_root: bool, problems: list[Problem]
+) -> None:
+    """--labels: of the row whose identifier is the patient or a part of the path, of its side."""
+    for item in found:
+        parts = [item.patient, item.scan, *item.stem.split("/")]
+        fields = [field[0] for part in parts[2:] for field in names.FIELD.finditer(part)]
+        numbers = [run[0] for field in fields for run in names.RUN.finditer(field)]
+        try:
+            told = labels_of_path(item.path, list(SIDES), below_root)
+            told += labels_of_header(item.volume, list(SIDES)) if item.volume else []
+            label = tables.find([*parts, *fields, *numbers], weigh(told))
+        except Contradiction as error:
+            problems.append(Problem(item.source, Kind.CONTRADICTION, str(error)))
+            continue
+        item.label, item.label_by = (label.label, "table") if label else ("", "")
 
 
 def labels_of_path(path: str, classes: list[str], below_root: bool) -> list[tuple[str, str]]:

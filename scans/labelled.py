@@ -15,6 +15,7 @@ from scans import names
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
+from scans.tables import missing_files
 
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
 SUBSET_FOLDERS = set("train val valid validation test images".split())
@@ -38,8 +39,6 @@ def list_labelled(
     if not (os.path.isdir(path) or is_manifest(os.fspath(path))):
         raise DataError(f"{path}: expected a folder, or a manifest whose name ends in .csv")
     name_pattern = options.name_pattern
-    if name_pattern and not os.path.isdir(path):
-        raise DataError(f"{path}: a manifest tells all; leave out --name-pattern")
     listing = list_slices(path, classes, options)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
@@ -63,6 +62,8 @@ def list_labelled(
     for problem in listing.of_kind(Kind.NAMELESS):
         raise DataError(f"{path}: {problem.text}")
     check_scans(labelled)
+    if is_manifest(os.fspath(path)):
+        check_files(labelled, os.path.dirname(os.path.abspath(path)))
     labelled.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))
     remarks += [Problem("", Kind.REMARK, line) for line in describe_patients(labelled, listing)]
     return Listing(labelled, remarks, listing.classes, listing.patients)
@@ -89,6 +90,13 @@ def check_scans(slices: list[Slice]) -> None:
                     f"scan {scan} is of two {what}s: {', '.join(sorted(values))}; let the scan's "
                     "name hold more of the path"
                 )
+
+
+def check_files(slices: list[Slice], base: str) -> None:
+    """Raise DataError if images that a manifest names are not there."""
+    missing = [s.source for s in slices if s.volume is None and not os.path.exists(s.source)]
+    if missing:
+        raise DataError(missing_files([os.path.relpath(path, base) for path in missing], base))
 
 
 def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:

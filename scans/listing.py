@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from common.files import abridged, read_csv
+from common.files import abridged
 from scans import names
 from scans.dicom import is_dicom
 from scans.identities import TABLE, Found, identify
+from scans.label_tables import read_labels
 from scans.names import is_image, label_of_word, natural_order
 from scans.series import find_volumes, open_volume
 from scans.slices import (
@@ -25,6 +26,12 @@ from scans.slices import (
     Listing,
     Options,
     Problem,
+)
+from scans.tables import (
+    classes_of_manifest,
+    expected_class,
+    read_manifest,
+    remark_on_manifest,
 )
 from scans.volumes import VolumeError
 
@@ -51,7 +58,10 @@ def list_slices(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
-    if classes is None and len(paths) == 1 and is_manifest(paths[0]):
+    tables = read_labels(options.labels, options.label_column, classes) if options.labels else None
+    if classes is None and tables:
+        classes = tables.classes
+    elif classes is None and len(paths) == 1 and is_manifest(paths[0]):
         classes = classes_of_manifest(Path(paths[0]))
     classes = check_classes(classes or SIDES)
 
@@ -67,11 +77,12 @@ def list_slices(
     slices, ways = [], []
     for path, found in [*groups, ("", files)]:
         root = path if os.path.isdir(path) else os.path.dirname(path)
-        ways += identify(
-            found, classes, options, lister.problems, os.path.abspath(root) if path else ""
-        )
+        root = os.path.abspath(root) if path else ""
+        ways += identify(found, classes, options, lister.problems, root, tables)
         prefix = path if len(paths) > 1 else ""
         slices += [s for item in found for s in item.slices(prefix)]
+    if tables:
+        lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes()]
     once = {(s.source, s.index): s for s in slices}
     return Listing(list(once.values()), lister.problems, classes, ", ".join(dict.fromkeys(ways)))
 
@@ -95,32 +106,7 @@ def with_standard_input(paths: Iterable[str]) -> Iterator[str]:
 
 
 def is_manifest(path: str) -> bool:
-    return path.lower().endswith(".csv") and os.path.isfile(path)
-
-
-def label_column(path: Path, columns: list[str]) -> str:
-    """`label`, or `side` where it is called so. Raises DataError if a column is missing."""
-    for column in ("label", "side"):
-        if {"path", column} <= set(columns):
-            return column
-    raise DataError(f"{path}: expected columns path,label,patient,scan, got {columns}")
-
-
-def classes_of_manifest(path: Path) -> list[str]:
-    """The labels of a manifest, in natural order: left and right if all of its labels are sides."""
-    columns, rows = read_csv(path, "manifest")
-    column = label_column(path, columns)
-    words = [(row[column] or "").strip() for _, row in rows]
-    if column == "side" or all(label_of_word(word, SIDES) for word in words):
-        return list(SIDES)
-    spellings: dict[str, str] = {}
-    for word in filter(None, words):
-        spellings.setdefault(word.lower(), word)
-    if len(spellings) < 2:
-        raise DataError(
-            f"{path}: expected two or more different labels, got {', '.join(spellings) or 'none'}"
-        )
-    return sorted(spellings.values(), key=natural_order)
+    return path.lower().endswith((".csv", ".tsv")) and os.path.isfile(path)
 
 
 def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[str]]]:
@@ -189,37 +175,36 @@ class Lister:
             return []
 
     def read_manifest(self, path: Path) -> list[Found]:
-        """A CSV with columns path and label (or side), and where they are known patient and scan.
-
-        Paths are those of images or volumes, relative to the manifest's folder.
+        """The images and volumes of a manifest; their paths are relative to its folder.
 
         Raises:
-            DataError: a column is missing, or a row can't be used (it is named by its line).
+            UserError: it is no table; as DataError a column is missing, or a row can't be used (it
+                is named by its line).
         """
-        columns, rows = read_csv(path, "manifest")
-        column = label_column(path, columns)
+        if remark := remark_on_manifest(path):
+            self.note(Kind.REMARK, remark)
         found: dict[str, Found] = {}
-        for line, row in rows:
-            label = label_of_word(row[column] or "", self.classes)
-            file = os.path.normpath(path.parent / (row["path"] or ""))
-            if label is None or not row["path"] or file in found:
-                problem = f"{column} must be {' or '.join(self.classes)}, got {row[column]!r}"
-                if label is not None:
-                    problem = f"{row['path']} is in it twice" if row["path"] else "names no path"
-                raise DataError(f"{path}, line {line}: {problem}")
-            patient, scan = ((row.get(name) or "").strip() for name in ("patient", "scan"))
-            known = {"label": label, "patient": patient, "scan": scan, "label_by": "manifest"}
-            known["way"] = TABLE if patient else ""
-            named = Path(os.path.normpath(row["path"])).as_posix()
+        for row in read_manifest(path):
+            label = label_of_word(row.label, self.classes)
+            file = os.path.normpath(path.parent / row.path)
+            problem = f"{row.path} is in it twice" if file in found else ""
+            if label is None:
+                problem = f"label {expected_class(row.label, self.classes)}"
+            if problem or not row.path:
+                raise DataError(f"{path}, line {row.line}: {problem or 'names no path'}")
+            named = Path(os.path.normpath(row.path)).as_posix()
+            item = Found(file, named, None, label, row.patient, row.scan, label_by="manifest")
+            item.way = TABLE if row.patient else ""
             if is_image(os.path.basename(file)):
-                number = names.number_at_end(Path(file).stem)
-                known["scan"] = scan or (f"{patient} {label}" if patient else "")
-                found[file] = Found(file, named, number=int(number or 0), **known)
+                item.number = int(names.number_at_end(Path(file).stem) or 0)
+                item.scan = row.scan or (f"{row.patient} {label}" if row.patient else "")
+                found[file] = item
                 continue
             try:
-                found[file] = Found(file, named, open_volume(file, self.options), **known)
+                item.volume = open_volume(file, self.options)
+                found[file] = item
             except VolumeError as error:
-                self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {line})", file)
+                self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {row.line})", file)
         return list(found.values())
 
 

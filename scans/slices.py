@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ class Options:
     plane: str = "stored"  # in which volumes are cut
     slices: int = 40  # taken of a volume, evenly spaced; all where it has fewer
     slices_per_scan: int | None = None  # so many images of a folder, in sorted order, are a scan
+    labels: tuple[Path, ...] = ()  # tables of labels by identifier: label_tables.py
+    label_column: str | None = None  # of those tables, where it is not called label
     patients: str | None = None  # "scan": each scan whose patient nothing tells is another person's
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
-from scans.slices import DataError, Kind, Options, Slice, by_scan
+from scans.slices import SIDES, DataError, Kind, Options, Slice, by_scan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -177,6 +177,7 @@ def test_names_of_other_scripts_and_digits_are_read(tmp_path):
 def write_manifest(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     path = folder / "knees.csv"
     path.write_text(text, encoding=encoding)
+    write_images(folder, *re.findall(r"[\w/,.]+\.png", text))
     return path
 
 
@@ -197,8 +198,8 @@ def test_manifest_tells_all_and_its_paths_are_relative_to_it(tmp_path, monkeypat
     [
         ("path,patient\na.png,1\n", "expected columns path,label,patient,scan, got"),
         ("path side\na.png l\n", "expected columns path,label,patient,scan, got"),
-        ("path,side\na.png,left\nb.png,middle\n", "line 3: side must be left or right, got 'mid"),
-        ("path,side\na.png\n", "line 2: side must be left or right, got ''"),
+        ("path,side\na.png,left\nb.png,middle\n", "line 3: label must be left or right, got 'mid"),
+        ("path,side\na.png\n", "line 2: label must be left or right, got ''"),
         ("path,side\na.png,l\n./a.png,l\n", "line 3: ./a.png is in it twice"),
         ("path,side\n,l\n", "line 2: names no path"),
         ("path,side\nknee.nii.gz,l\n", r"knee.nii.gz.*line 2\)"),
@@ -215,9 +216,21 @@ def test_manifest_that_cannot_be_used_is_refused_by_line(tmp_path, text, message
         listed(write_manifest(tmp_path, text))
 
 
-def test_manifest_and_pattern_together_are_refused(tmp_path):
-    with pytest.raises(DataError, match="leave out --name-pattern"):
-        listed(write_manifest(tmp_path, "path,side\n"), "(?P<side>l)")
+def test_pattern_tells_the_patient_that_a_manifest_lacks(tmp_path):
+    rows = [f"{p}_{v}_{side}.png,{side}" for p in (1, 2) for v in (1, 2) for side in SIDES]
+    path = write_manifest(tmp_path, "path,label\n" + "\n".join(rows))
+    with pytest.raises(DataError, match=r"8 scans, such as 1_1_left.png, can be read in several"):
+        listed(path)
+    assert {(s.patient, s.label) for s in listed(path, r"^(?P<patient>\d+)_")[0]} == {
+        (patient, side) for patient in "12" for side in SIDES
+    }
+
+
+def test_missing_files_of_a_manifest_are_five_a_count_and_what_paths_are_relative_to(tmp_path):
+    path = write_manifest(tmp_path, "path,label,patient\n")
+    path.write_text("path,label,patient\n" + "".join(f"x/{i}.png,l,p{i}\n" for i in range(100)))
+    with pytest.raises(DataError, match=rf"x/0.png, .* 95 more; paths are relative to {tmp_path}$"):
+        listed(path)
 
 
 def test_volumes_in_a_manifest_keep_its_side_and_disagreement_is_noted(tmp_path):
@@ -411,7 +424,7 @@ def test_manifest_tells_its_own_classes_in_natural_order(tmp_path, column, words
 
 def test_column_side_of_a_manifest_means_left_and_right_alone(tmp_path):
     path = write_manifest(tmp_path, "path,side\na.png,normal\nb.png,abnormal\n")
-    with pytest.raises(DataError, match="line 2: side must be left or right, got 'normal'"):
+    with pytest.raises(DataError, match="line 2: label must be left or right, got 'normal'"):
         list_labelled(path)
     path = write_manifest(
         tmp_path, "path,label,side,patient\na.png,normal,l,s\nb.png,abnormal,l,t\n"
