@@ -363,7 +363,8 @@ def tell_patients(
         for item, patient in zip(unknown, inferred.of, strict=True):
             item.patient, item.way = patient, f"inferred: {inferred.rule}" if patient else ""
         # Of one scan there is nothing to part, and a prediction needs no patient.
-        if inferred.readings and some is labelled and below_root and len(set(scans)) > 1:
+        asks = some is labelled and below_root and len(set(scans)) > 1
+        if asks and not inferred.rule:
             problems.append(Problem("", Kind.NAMELESS, describe_readings(unknown, inferred)))
     ways = Counter(way for way, _ in {(x.way, x.scan) for x in labelled or found if x.way})
     if len(ways) < 2:
@@ -386,7 +387,7 @@ def describe_readings(found: list[Found], inferred: Patients) -> str:
                 flags = f"--slices-per-scan {size} --patients scan"
                 readings.append(Reading(flags, count, count))
     readings = [r for r in readings if r.patients > 2] or readings
-    width = max(len(reading.flags) for reading in readings)
+    width = max((len(reading.flags) for reading in readings), default=0)
     lines = [
         f"the names of {len(scans)} scans, such as {found[0].path}, {how}. Add the flags that are "
         "true, or make a manifest:"

@@ -62,6 +62,7 @@ def list_labelled(
     for problem in listing.of_kind(Kind.NAMELESS):
         raise DataError(f"{path}: {problem.text}")
     check_scans(labelled)
+    assert all(s.patient for s in labelled) or len({s.scan for s in labelled}) == 1
     if is_manifest(os.fspath(path)):
         check_files(labelled, os.path.dirname(os.path.abspath(path)))
     labelled.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))

@@ -223,7 +223,7 @@ def find_readings(paths: Sequence[str], scans: Sequence[str], tables: list[Table
                 flags = f"--name-pattern {shlex.quote(pattern)}"
                 examples = abridged(sorted({match["patient"] for match in matches}), 3)
                 found.append(Reading(flags, len(set(of)), count, examples))
-    found = sorted({r for r in found if r.patients > 2}, key=lambda r: r.patients)
+    found = sorted({r for r in found if r.patients > 2} or set(found), key=lambda r: r.patients)
     if numbers == [None]:
         found = found[: MOST_READINGS - 1]
         found.append(Reading("--patients scan", len(set(scans)), len(set(scans))))
