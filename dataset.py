@@ -30,6 +30,7 @@ from scans import copies, splits
 from scans.cache import CHUNK, open_pixels
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
+from scans.series import SeveralSequences, describe_series
 from scans.slices import FAILURES, DataError, Listing, Options, Slice, by_scan
 from scans.volumes import PLANES
 from scans.writing import write_slices
@@ -173,8 +174,19 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--test-fraction", type=float, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
+    add(
+        "--series",
+        metavar="REGEX",
+        help="read the series of DICOM so described, such as SAG_3D_DESS",
+    )
+    add(
+        "--echo",
+        type=positive_int,
+        metavar="N",
+        help="of several echoes (default: 1, the shortest)",
+    )
     add("--slices", type=positive_int, default=40, metavar="N", help="of a volume, evenly spaced")
-    add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps decoded slices")
+    add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps slices, headers")
     add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
@@ -207,13 +219,19 @@ def run(args: argparse.Namespace) -> int:
     sheet = args.contact_sheet
     if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
         raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")
-    listing = list_labelled(args.data_dir, args.classes, options_of(args))
+    try:
+        listing = list_labelled(args.data_dir, args.classes, options_of(args))
+    except SeveralSequences as error:
+        print(*error.table, sep="\n")
+        raise
     slices, classes = listing.slices, listing.classes
     scans, patients = len(by_scan(slices)), len({s.patient for s in slices})
     print(f"{args.data_dir}: {len(slices):,} slices, {scans} scans, {patients} patients")
     for line in overview.describe_scans(slices, classes):
         print(f"  {line}")
     print("files:", *overview.describe_files(slices, args.workers), sep="\n")
+    if series := describe_series(slices):
+        print("series:", *(f"  {line}" for line in series), sep="\n")
 
     size = tuple(args.image_size)
     decoded = open_pixels(slices, size, args.cache_dir, args.workers)

@@ -60,6 +60,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
     add("--name-pattern", metavar="REGEX", help="what names tell, as in train.py")
+    add("--series", metavar="REGEX", help="read the series of DICOM so described, as in train.py")
+    add(
+        "--echo",
+        type=positive_int,
+        metavar="N",
+        help="of several echoes (default: 1, the shortest)",
+    )
     add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="slices at a time")
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
@@ -106,7 +113,7 @@ def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
     sliced = {
         key: model.preprocessing[key] for key in ("plane", "slices") if key in model.preprocessing
     }
-    return Options(args.name_pattern, **sliced)
+    return Options(args.name_pattern, series=args.series, echo=args.echo, **sliced)
 
 
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:

@@ -14,6 +14,7 @@ from common.files import abridged
 from scans import names
 from scans.listing import SLICES_PER_SCAN, is_manifest, list_slices
 from scans.names import is_image, natural_order
+from scans.series import check_one_sequence
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
@@ -41,6 +42,8 @@ def list_labelled(
     if name_pattern and not os.path.isdir(path):
         raise DataError(f"{path}: a manifest tells all; leave out --name-pattern")
     listing = list_slices(path, classes, options)
+    if not options.series:
+        check_one_sequence(listing.slices)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
         raise DataError("\n".join([f"{len(lines)} folders or volumes can't be read:", *lines]))

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from common.files import abridged, read_csv
 from scans import names
-from scans.dicom import is_dicom
+from scans.dicom import problem_of
 from scans.names import Identity, is_image, label_of_word, natural_order, weigh
-from scans.series import find_volumes, open_volume
+from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume
 from scans.slices import (
     FAILURES,
     SIDES,
@@ -97,7 +97,8 @@ def list_slices(
     for named in lister.name_scans(files, guessed=False):
         slices += named.slices()
     once = {(s.source, s.index): s for s in slices}
-    return Listing(list(once.values()), lister.problems, classes)
+    problems = merge_remarks(lister.problems, once.values(), options)
+    return Listing(list(once.values()), problems, classes)
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -202,6 +203,7 @@ class Lister:
         """
         found: dict[tuple[str, ...], Found] = {}
         twice, lost, failures, before = [], [], [], len(self.problems)
+        not_images = []  # the other files of each folder
         for folder, files in walk(root, failures):
             below_root = Path(folder).relative_to(root)
             for name in filter(is_image, files):
@@ -216,7 +218,8 @@ class Lister:
             others = [name for name in files if not is_image(name)]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
-            volumes, problems = find_volumes(folder, others, self.options)
+            not_images.append((folder, others))
+        for volumes, problems in find_all_volumes(not_images, self.options):
             self.problems += problems
             for volume in volumes:
                 found[volume.source, ""] = self.found(volume, self.tell_volume(volume, root))
@@ -228,17 +231,18 @@ class Lister:
         ]:
             if paths:
                 self.note(Kind.REMARK, f"{len(paths)} {text}: {abridged(paths)}")
-        if not (found or any(problem.kind in FAILURES for problem in self.problems[before:])):
+        explained = (*FAILURES, Kind.UNCHOSEN)
+        if not (found or any(problem.kind in explained for problem in self.problems[before:])):
             self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))
         return sorted(found.values(), key=lambda f: natural_order(f.source))
 
     def read_file(self, path: str) -> list[Found]:
         """One image or volume. Its label is that of its name, or of the folders of the path."""
-        if names.is_volume_name(path) or is_dicom(path):
+        if is_volume(path):
             try:
                 volume = open_volume(path, self.options)
             except VolumeError as error:
-                self.note(Kind.UNREADABLE, error.text, path)
+                self.problems.append(problem_of(error)._replace(path=path))
                 return []
             identity = self.tell_volume(volume, Path(path).parent.parent)
             return [self.found(volume, identity._replace(scan=path))]
