@@ -161,9 +161,10 @@ def read_member_header(stream: Stream) -> tarfile.TarInfo | None:
 
 def is_dicom_member(header: tarfile.TarInfo, first: bytes) -> bool:
     name = os.path.basename(header.name)
-    if header.type not in FILES or name.startswith(".") or name.upper() == "DICOMDIR":
+    if header.type not in FILES or name.upper() == "DICOMDIR":
         return False
-    return first[128:132] == b"DICM" or name.lower().endswith(".dcm")
+    named = name.lower().endswith(".dcm") and not name.startswith(".")
+    return named or first[128:132] == b"DICM"
 
 
 @contextmanager

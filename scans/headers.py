@@ -18,7 +18,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -34,6 +34,7 @@ from scans.slices import Kind, Options, Problem, Volume, VolumeError
 from scans.volumes import read_header
 
 VERSION = 1  # to be raised when reading gives other headers than before
+FIELDS = [field.name for field in fields(Volume)]
 ROOT = Path(__file__).resolve().parent.parent
 FILES_PER_PROCESS = 1000  # a process takes 0.5 s to start, and then 1 ms a file or less
 MAX_PROCESSES = 16
@@ -155,7 +156,7 @@ def answer_requests() -> None:
 
 def state_of(unit: Unit, echo: int | None) -> str:
     """A digest of what its headers follow from: names, sizes and times of its files."""
-    state = hashlib.sha256(f"{VERSION} {echo}\n".encode())
+    state = hashlib.sha256(f"{VERSION} {FIELDS} {echo}\n".encode())
     for name, path in zip(unit.names or [""], unit.files, strict=True):
         try:
             status = os.stat(path)
