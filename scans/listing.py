@@ -28,6 +28,7 @@ from scans.slices import (
     Options,
     Problem,
     Slice,
+    Unchosen,
     Volume,
 )
 from scans.volumes import VolumeError, side_of_position
@@ -282,6 +283,8 @@ class Lister:
                 volume = open_volume(file, self.options)
                 found[file] = self.found(volume, Identity(label, patient, scan or row["path"]))
                 weigh([("manifest", label), *witnesses(volume, file, self.classes)])
+            except Unchosen as error:
+                self.problems.append(problem_of(error))
             except VolumeError as error:
                 self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {line})", file)
             except Contradiction as error:

@@ -123,7 +123,8 @@ def open_volume(path: str | Path, options: Options = Options()) -> Volume:
     # What else is wrong says more than that a series is not the chosen one.
     for problem in sorted(found.problems, key=lambda p: p.kind is Kind.UNCHOSEN):
         if problem.kind is Kind.UNCHOSEN:
-            raise Unchosen(problem.path, f"is not `{options.series}`: {problem.series}")
+            text = f"is not `{options.series}`: {problem.series}"
+            raise Unchosen(problem.path, text, problem.series)
         if problem.kind is Kind.LOCALIZER and not is_folder and problem.path == folder:
             text = f"one slice of a DICOM series; name its folder: {folder or '.'}"
             raise VolumeError(path, text)

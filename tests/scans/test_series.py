@@ -127,12 +127,14 @@ def test_files_without_a_description_are_chosen_by_their_names(tmp_path):
     listing = list_slices(tmp_path, None, Options(series="dess"))
     assert set(by_scan(listing.slices)) == {"p1_LEFT_dess.nii.gz"}
     assert "1 series are not `dess`: p1_LEFT_t2.nii.gz (1)" in map(str, listing.problems)
-    listing = list_slices(
-        [tmp_path / "p1_LEFT_dess.nii.gz", tmp_path / "p1_LEFT_t2.nii.gz"],
-        None,
-        Options(series="dess"),
-    )
-    assert [p.kind for p in listing.problems] == [Kind.REMARK]
+    given = [tmp_path / "p1_LEFT_dess.nii.gz", tmp_path / "p1_LEFT_t2.nii.gz"]
+    rows = [f"{path},left" for path in given]
+    (tmp_path / "knees.csv").write_text("\n".join(["path,label", *rows, ""]))
+    for paths in (given, tmp_path / "knees.csv"):
+        listing = list_slices(paths, None, Options(series="dess"))
+        assert {p.kind for p in listing.problems} <= {Kind.REMARK, Kind.GUESSED}
+        assert str(listing.problems[-1]) == "1 series are not `dess`: p1_LEFT_t2.nii.gz (1)"
+        assert len(listing.slices) == 6
 
 
 @pytest.mark.parametrize(
