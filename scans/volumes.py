@@ -10,6 +10,7 @@ Geometry is in mm, in patient coordinates: x to the left, y to the back, z up.
 import gzip
 import os
 import re
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ MAX_PIXELS = 20_000_000  # a slice; far above any
 MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
 MIDLINE = 20.0  # mm; a volume centred nearer to x = 0 does not tell its side
 PERCENTILES = (1, 99.5)  # of the whole volume: black and white
+FIRST_READ, READ_BEFORE = threading.Lock(), set()  # see read_image_alone
 # Where slices, rows (downwards) and columns (to the right) of a plane go: Left, Posterior, ...
 TOWARDS = {"sagittal": "LIP", "coronal": "PIL", "axial": "SPL"}
 OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
@@ -237,18 +239,38 @@ def read_pixels(volume: Volume) -> np.ndarray:
             raise VolumeError(volume.path, f"a slice in the archive: {error.text}") from None
 
 
+def read_image(paths: Sequence[str]):
+    """A SimpleITK image of one file, or of a file for each slice."""
+    sitk = simpleitk()
+    if len(paths) == 1:
+        return sitk.ReadImage(paths[0], sitk.sitkFloat32)
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetOutputPixelType(sitk.sitkFloat32)  # slices may have slopes of their own
+    reader.SetFileNames(paths)
+    return reader.Execute()
+
+
+def read_image_alone(paths: Sequence[str]):
+    """`read_image`, but the first of each way of reading in this process is read alone.
+
+    At its first use ITK fills tables that it does not lock: of some 200 starts in which two threads
+    began at once, one ended in a segmentation fault.
+    """
+    way = len(paths) == 1
+    if way in READ_BEFORE:
+        return read_image(paths)
+    with FIRST_READ:
+        image = read_image(paths)
+        READ_BEFORE.add(way)
+        return image
+
+
 def read_files(paths: Sequence[str], size: tuple[int, ...]) -> np.ndarray:
     """The voxels of one file, or of a file for each slice, as float32 (k, j, i)."""
     sitk = simpleitk()
     try:
-        if len(paths) == 1:
-            image = sitk.ReadImage(paths[0], sitk.sitkFloat32)
-        else:
-            reader = sitk.ImageSeriesReader()
-            reader.SetImageIO("GDCMImageIO")
-            reader.SetOutputPixelType(sitk.sitkFloat32)  # slices may have slopes of their own
-            reader.SetFileNames(paths)
-            image = reader.Execute()
+        image = read_image_alone(paths)
     except RuntimeError as error:
         for path in paths:  # which of them is it?
             check_file(path, int(np.prod(size)) // len(paths))
