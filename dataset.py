@@ -2,6 +2,8 @@
 
     python dataset.py AKOA_Analysis                          # what is in it, and a picture of it
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
+    python dataset.py knees/ --write-split split.csv         # its folders train, val and test
+    python dataset.py --clean-cache                          # remove what is of no use in cache/
     python dataset.py --clean-cache                          # decoded slices that are out of date
 
     from dataset import list_labelled, load_dataset, split
@@ -33,6 +35,7 @@ from scans.cleaning import clean_cache, describe_cleaned
 from scans.images import describe_depths
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
+from scans.series import SeveralSequences, describe_series
 from scans.slices import FAILURES, DataError, Listing, Options, Slice, by_scan
 from scans.volumes import PLANES
 from scans.writing import write_slices
@@ -51,6 +54,7 @@ class Dataset:
     crc32: int | None = None  # of all pixels
     note: str = ""  # why the pixels are in memory and not in the cache
     depths: dict[int, int] = field(default_factory=dict)  # bits of 16-bit images -> scans
+    patients_known: str = ""  # how they are known, such as: told by DICOM
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,8 +111,8 @@ def load_dataset(
         count = f"{len(lines)} files can't be read; mend or remove them:"
         raise DataError("\n".join([count, *lines]))
     pixels, rows = torch.from_numpy(decoded.pixels), torch.arange(len(listing.slices))
-    told = decoded.crc32, decoded.note, decoded.depths
-    return Dataset(listing.slices, pixels, rows, listing.classes, *told)
+    about = decoded.crc32, decoded.note, decoded.depths, listing.patients
+    return Dataset(listing.slices, pixels, rows, listing.classes, *about)
 
 
 def split(
@@ -185,6 +189,8 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
             f"note: {repeated:,} slices are exactly in an earlier scan of their patient and are "
             "left out: each image counts once",
         )
+    if dataset.patients_known:
+        lines.append(f"patients are {dataset.patients_known}")
     return lines
 
 
@@ -196,13 +202,7 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     size = "height and width that slices are resized to"
     add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
-    add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
-    tables = "tables of identifiers and labels"
-    add("--labels", nargs="+", type=Path, metavar="CSV", default=(), help=tables)
-    add("--label-column", metavar="NAME", help="of those tables, where it is not called label")
-    add("--slices-per-scan", type=positive_int, metavar="N", help="so many images in order: a scan")
-    each = "each scan is another person"
-    add("--patients", choices=["scan"], help="where nothing tells the patient: " + each)
+    add_naming_arguments(group)
     add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
     add("--split-file", type=Path, metavar="CSV", help="or such a table: columns subset and scan")
     add("--val-fraction", type=float, metavar="X", help="held out for validation (default: 0.125)")
@@ -210,10 +210,33 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
     add("--slices", type=positive_int, default=40, metavar="N", help="of a volume, evenly spaced")
-    add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps decoded slices")
+    add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps slices, headers")
     add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
+    )
+
+
+def add_naming_arguments(group: argparse._ActionsContainer) -> None:
+    """The flags that say what names, tables and headers mean."""
+    add = group.add_argument
+    add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
+    tables = "tables of identifiers and labels"
+    add("--labels", nargs="+", type=Path, metavar="CSV", default=(), help=tables)
+    add("--label-column", metavar="NAME", help="of those tables, where it is not called label")
+    add("--slices-per-scan", type=positive_int, metavar="N", help="so many images in order: a scan")
+    each = "each scan is another person"
+    add("--patients", choices=["scan"], help="where nothing tells the patient: " + each)
+    add(
+        "--series",
+        metavar="REGEX",
+        help="read the series of DICOM so described, such as SAG_3D_DESS",
+    )
+    add(
+        "--echo",
+        type=positive_int,
+        metavar="N",
+        help="of several echoes (default: 1, the shortest)",
     )
 
 
@@ -231,6 +254,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("data_dir", type=Path, nargs="?", metavar="DIR", help="folder, or a manifest (.csv)")
     add("--contact-sheet", type=Path, default="contact_sheet.png", metavar="PNG", help="where to")
     add("--write-slices", type=Path, metavar="OUT", help="write all slices as PNGs there, no more")
+    add("--write-split", type=Path, metavar="CSV", help="write the split that its folders make")
     add("--clean-cache", action="store_true", help="remove what is of no use in --cache-dir")
     add_data_arguments(parser)
     args = parser.parse_args(argv)
@@ -248,18 +272,27 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.write_slices:
         return keep_slices(args)
+    if args.write_split:
+        return keep_split(args)
     from scans import overview  # matplotlib, which a notebook may not need
 
     sheet = args.contact_sheet
     if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
         raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")
-    listing = list_labelled(args.data_dir, args.classes, options_of(args))
+    try:
+        listing = list_labelled(args.data_dir, args.classes, options_of(args))
+    except SeveralSequences as error:
+        print(*error.table, sep="\n")
+        raise
     slices, classes = listing.slices, listing.classes
     scans, patients = len(by_scan(slices)), len({s.patient for s in slices})
-    print(f"{args.data_dir}: {len(slices):,} slices, {scans} scans, {patients} patients")
+    known = f" ({listing.patients})" if listing.patients else ""
+    print(f"{args.data_dir}: {len(slices):,} slices, {scans} scans, {patients} patients{known}")
     for line in overview.describe_scans(slices, classes):
         print(f"  {line}")
     print("files:", *overview.describe_files(slices, args.workers), sep="\n")
+    if series := describe_series(slices):
+        print("series:", *(f"  {line}" for line in series), sep="\n")
 
     size = tuple(args.image_size)
     decoded = open_pixels(slices, size, args.cache_dir, args.workers)
@@ -267,7 +300,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"dataset.py: {slices[i].name}: {text}", file=sys.stderr)
     if len(decoded.errors) == len(slices):
         raise DataError(f"{args.data_dir}: none of the files can be read")
-    whole = Dataset(slices, torch.from_numpy(decoded.pixels), torch.arange(len(slices)), classes)
+    about = decoded.crc32, decoded.note, decoded.depths, listing.patients
+    pixels, rows = torch.from_numpy(decoded.pixels), torch.arange(len(slices))
+    whole = Dataset(slices, pixels, rows, classes, *about)
     readable = whole.subset(torch.tensor([i for i in whole.rows if int(i) not in decoded.errors]))
     print(f"as the model sees them, {size[1]} x {size[0]}:")
     pixels = whole.pixels[readable.rows] if decoded.errors else whole.pixels
@@ -301,6 +336,21 @@ def keep_slices(args: argparse.Namespace) -> int:
     unlabelled = written.count - written.labelled
     print(f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label")
     return 1 if written.problems or listing.of_kind(*FAILURES) else 0
+
+
+def keep_split(args: argparse.Namespace) -> int:
+    """--write-split: folders called train, val and test as a table for --split-file."""
+    listing = list_labelled(args.data_dir, args.classes, options_of(args))
+    scans = by_scan(listing.slices)
+    subset_of, note = splits.split_by_folder(scans, args.data_dir, args.seed)
+    splits.check_patients(scans, subset_of)
+    splits.write_split(args.write_split, scans, subset_of)
+    for line in [*map(str, listing.problems), note]:
+        if line:
+            print(f"note: {line}")
+    print(splits.describe_split(scans, subset_of, listing.classes))
+    print(f"next: python train.py --data-dir {args.data_dir} --split-file {args.write_split}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

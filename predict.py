@@ -24,6 +24,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +34,14 @@ from tqdm import tqdm
 from common.files import write_csv
 from common.program import OutOfMemory, Parser, UserError, positive_int, run_program
 from common.workers import choose_device
-from dataset import Dataset, list_slices
+from dataset import Dataset, add_naming_arguments, list_slices
+from dataset import options_of as dataset_options
 from evaluation.explain import draw_attention
 from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
 from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
 from scans.images import describe_depths
+from scans.labelled import describe_patients
 from scans.slices import FAILURES, Kind, Listing, Options, Problem, Slice
 
 CHUNK = 2048  # slices decoded at a time, in whole scans: memory stays the same for any number
@@ -61,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--json", action="store_true", help="print a JSON object for each scan")
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
-    add("--name-pattern", metavar="REGEX", help="what names tell, as in train.py")
+    add_naming_arguments(parser)
     add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="slices at a time")
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
@@ -125,11 +128,14 @@ def chunks_of_scans(slices: list[Slice]) -> Iterator[list[Slice]]:
 
 
 def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
-    """Names by the flags; volumes are sliced as those that it was trained on."""
-    sliced = {
-        key: model.preprocessing[key] for key in ("plane", "slices") if key in model.preprocessing
+    """By the flags; volumes are read and sliced as those that it was trained on."""
+    of_training = {
+        key: model.preprocessing.get(key)
+        for key in ("plane", "slices", "series", "echo")
+        if getattr(args, key, None) is None
     }
-    return Options(args.name_pattern, **sliced)
+    options = dataset_options(args)
+    return replace(options, **{key: value for key, value in of_training.items() if value})
 
 
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
@@ -224,8 +230,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_tables(args.output, listing, answers, rows)
     print_scans(worst_first(rows, classes) if args.audit else rows, classes, args.json)
-    for problem in listing.of_kind(Kind.REMARK, Kind.CONTRADICTION):
+    for problem in listing.of_kind(Kind.REMARK, Kind.CONTRADICTION, Kind.NAMELESS):
         print(f"note: {problem}", file=sys.stderr)
+    for line in describe_patients([s for s in listing.slices if s.label], listing):
+        print(f"note: {line}", file=sys.stderr)
     if answers.depths:
         print(f"note: {describe_depths(answers.depths)}", file=sys.stderr)
     for problem in dict.fromkeys(answers.problems.values()):

@@ -88,17 +88,19 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         raise DataError(
             f"{args.data_dir}: the run's data is not there; --data-dir says where it is"
         )
-    listing = list_labelled(args.data_dir, classes, options_of(args))
+    with first_process_first():  # the others open the headers that it kept
+        listing = list_labelled(args.data_dir, classes, options_of(args))
     slices = listing.slices
     if classes is None and not are_sides(listing.classes):
         counts = Counter(s.label for s in slices)
         found = ", ".join(f"{label} ({counts[label]:,} slices)" for label in listing.classes)
-        say(f"the manifest's labels: {found}; if one is misspelt, --classes names the right ones")
+        say(f"the labels are {found}; if one is misspelt, --classes names the right ones")
     classes = listing.classes
     if args.mirror_swap and not are_sides(classes):
         raise DataError(f"--mirror-swap swaps left and right; the classes are {', '.join(classes)}")
     scans, patients = by_scan(slices), len({s.patient for s in slices})
-    say(f"{args.data_dir}: {len(slices):,} slices, {len(scans)} scans, {patients} patients")
+    counts = f"{len(slices):,} slices, {len(scans)} scans, {patients} patients"
+    say(f"{args.data_dir}: {counts}" + f" ({listing.patients})" * bool(listing.patients))
     for problem in listing.problems:
         say(f"note: {problem}")
     check_classes_present(slices, classes)
@@ -133,6 +135,8 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
         "image_size": list(args.image_size),
         "plane": args.plane,
         "slices": args.slices,
+        "series": args.series,
+        "echo": args.echo,
         "mean": mean,
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }

@@ -37,6 +37,7 @@ def test_figures(
         "split": split,
         "epoch": epoch,
         "patients": len(set(predictions.patients)),
+        "patients_known": predictions.dataset.patients_known,
         "loss_before_calibration": F.cross_entropy(predictions.logits, labels).item(),
         "calibration": asdict(calibration),
         "slices": score(predictions.of_slices(), classes),
@@ -101,7 +102,8 @@ def least_right(predictions: Predictions) -> LeastRight:
 
 def describe_test(metrics: dict) -> list[str]:
     """The figures in lines for a person."""
-    lines = [f"test of the best epoch, patients it never saw: {metrics['patients']}"]
+    known = f" ({metrics['patients_known']})" if metrics["patients_known"] else ""
+    lines = [f"test of the best epoch, patients it never saw: {metrics['patients']}{known}"]
     if metrics["patients"] < FEW_PATIENTS:
         lines.append("  (so few that the intervals say little)")
     if metrics["split"] == "scan":

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from scans.cache import CACHE_VERSION, LEFT_BEHIND
 
 PIXELS = re.compile(r"([0-9a-f]{32})\.(npy|json)")
-COPIES = re.compile(r"copies-([0-9a-f]{8})-[0-9a-f]{16}\.json")
-HEADERS = re.compile(r"headers-.+\.json")
+COPIES = re.compile(r"copies-\d-([0-9a-f]{8})-[0-9a-f]{16}\.json")
+HEADERS = re.compile(r"[0-9a-f]{32}")  # in the folder headers: scans/headers.py
 UNFINISHED = re.compile(  # common.files.temporary_name of these
-    r"\.([0-9a-f]{32}|copies-[0-9a-f]{8}-[0-9a-f]{16}|headers-.+)"
+    r"\.([0-9a-f]{32}|copies-\d-[0-9a-f]{8}-[0-9a-f]{16})"
     r"\.\d+-[0-9a-f]{8}\.unfinished\.(npy|json)"
 )
 HEADERS_KEPT = 90 * 24 * 3600  # seconds; of those it is not known what they are of
@@ -74,16 +74,26 @@ def clean_cache(folder: Path) -> list[Cleaned]:
             kept, why = "copies of images", ""
             if int(match[1], 16) not in checksums:
                 why = "of slices that are not kept"
-        elif HEADERS.fullmatch(name):
-            kept, why = "headers", "older than 90 days" if age > HEADERS_KEPT else ""
         else:
             kept, why = "being written", "left unfinished" if age > LEFT_BEHIND else ""
         cleaned.append(remove(folder / name, status.st_size, why, kept))
+    return cleaned + clean_headers(folder / "headers")
+
+
+def clean_headers(folder: Path) -> list[Cleaned]:
+    """Remove headers that were kept 90 days ago or earlier."""
+    cleaned = []
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and not path.is_symlink() and HEADERS.fullmatch(path.name):
+            status = path.stat()
+            is_old = time.time() - status.st_mtime > HEADERS_KEPT
+            why = "older than 90 days" if is_old else ""
+            cleaned.append(remove(path, status.st_size, why, "headers"))
     return cleaned
 
 
 def is_own_file(path: Path) -> bool:
-    forms = (PIXELS, COPIES, HEADERS, UNFINISHED)
+    forms = (PIXELS, COPIES, UNFINISHED)
     is_file = path.is_file() and not path.is_symlink()
     return is_file and any(form.fullmatch(path.name) for form in forms)
 

@@ -1,32 +1,39 @@
-"""Folders of DICOM files, a slice each -> series, sorted by the position of their slices."""
+"""Folders and archives of DICOM files, a slice each -> series, sorted by position."""
 
 import os
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 
+from scans.archives import TooLarge, unpack
 from scans.names import is_volume_name
-from scans.slices import Kind, Problem, Volume
-from scans.volumes import MIN_SLICES, TooShort, VolumeError, number_of, read_header
+from scans.slices import Kind, NoSeries, Problem, TooShort, Volume, VolumeError
+from scans.volumes import MIN_SLICES, number_of, read_header
 
 NOT_DICOM = set(
-    ".png .jpg .jpeg .bmp .tif .tiff .gif .txt .csv .json .md .pdf .db .ini .py .pt .zip .gz .raw "
-    ".zraw .xml .html .bval .bvec".split()
+    ".png .jpg .jpeg .bmp .tif .tiff .gif .txt .csv .json .md .pdf .db .ini .py .pt .zip .gz .tar "
+    ".tgz .raw .zraw .xml .html .bval .bvec".split()
 )
+
+
+def may_be_dicom(name: str) -> bool:
+    """By the name of a file alone."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith(".") or name.upper() == "DICOMDIR" or is_volume_name(name):
+        return False
+    return suffix == ".dcm" or suffix not in NOT_DICOM
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
     """By its ending .dcm, or by its content if the ending is none or unknown. Never raises."""
     name = os.path.basename(path)
-    suffix = os.path.splitext(name)[1].lower()
-    if name.startswith(".") or name.upper() == "DICOMDIR":
+    if not may_be_dicom(name):
         return False
-    if suffix == ".dcm" or suffix in NOT_DICOM or is_volume_name(name):
-        return suffix == ".dcm"
+    if os.path.splitext(name)[1].lower() == ".dcm":
+        return True
     try:
         if not os.path.isfile(path):  # to open a pipe would wait for ever
             return False
@@ -44,82 +51,118 @@ class Volumes(NamedTuple):
 
 
 def problem_of(error: VolumeError) -> Problem:
-    kind = Kind.LOCALIZER if isinstance(error, TooShort) else Kind.UNREADABLE
-    return Problem(error.path, kind, error.text)
+    return Problem(error.path, error.kind, error.text, error.series)
 
 
-def find_series(folder: str, names: list[str]) -> Volumes:
-    """The series among the DICOM files of a folder, by their headers; pixels are not read.
-
-    Files belong together if they share SeriesInstanceUID, size and orientation. Of several echoes
-    only the one with the shortest echo time is taken.
-    """
-    groups = defaultdict(lambda: defaultdict(list))
-    volumes, singles, problems = [], [], []
+def find_series(folder: str, names: list[str], echo: int | None = None) -> Volumes:
+    """The series among the DICOM files of a folder, by their headers; pixels are not read."""
+    headers, problems = [], []
     for name in sorted(names):
         path = os.path.join(folder, name)
-        if not is_dicom(path):
-            continue
+        if is_dicom(path):
+            try:
+                headers.append(read_header(path, is_dicom=True))
+            except VolumeError as error:
+                problems.append(problem_of(error))
+    singles = [header for header in headers if header.size[2:] != (1,)]
+    volumes, of_series = sort_series(folder, [h for h in headers if h.size[2:] == (1,)], echo)
+    return Volumes([*singles, *volumes], [*problems, *of_series])
+
+
+def find_series_in_archive(path: str, echo: int | None = None) -> Volumes:
+    """The series in a tar archive. Its members are unpacked one at a time, and removed again."""
+    headers, problems = [], []
+    with tempfile.TemporaryDirectory(prefix="series-") as folder:
         try:
-            header = read_header(path)
+            for member in unpack(path, folder):
+                try:
+                    header = read_header(member.path, is_dicom=True)
+                    members = {"path": path, "parts": (path,), "members": (member.position,)}
+                    headers.append(replace(header, **members))
+                except VolumeError as error:
+                    text = f"a DICOM file in the archive can't be read: {error.text}"
+                    problems.append(Problem(path, Kind.UNREADABLE, text))
+                finally:
+                    os.unlink(member.path)
+            if not (headers or problems):
+                raise NoSeries(path, "an archive without DICOM files, expected those of a series")
+        except TooLarge as error:  # without DICOM files it may be anything
+            kind = error.kind if headers else Kind.FOREIGN
+            return Volumes([], [problem_of(error)._replace(kind=kind)])
         except VolumeError as error:
-            problems.append(problem_of(error))
-            continue
-        if header.size[2:] != (1,):
-            singles.append(header)
-            continue
+            return Volumes([], [problem_of(error)])
+    singles = [header for header in headers if header.size[2:] != (1,)]
+    volumes, of_series = sort_series(path, [h for h in headers if h.size[2:] == (1,)], echo)
+    return Volumes([*singles, *volumes], [*problems, *of_series])
+
+
+def sort_series(path: str, slices: list[Volume], echo: int | None = None) -> Volumes:
+    """The series that single slices are of; path is where they are.
+
+    Slices belong together if they share SeriesInstanceUID, size and orientation. Of several echoes
+    only one is taken: the shortest, or the one of this number.
+    """
+    groups = defaultdict(lambda: defaultdict(list))
+    for header in slices:
         tags = header.tags
         orientation = tuple((header.direction.ravel().round(3) + 0.0).tolist())
         key = (number_of(tags.get("number")), tags.get("series", ""), header.size, orientation)
-        echo = number_of(tags.get("echo_time")), number_of(tags.get("echo"))
-        groups[key][echo].append(header)
-    numbers = free_numbers(folder)
-    number = next(numbers)
+        time = number_of(tags.get("echo_time")), number_of(tags.get("echo"))
+        groups[key][time].append(header)
+    volumes, problems = [], []
     for _, echoes in sorted(groups.items()):
+        times = sorted(echoes)
         try:
-            volumes.append(stack(folder, number, echoes[min(echoes)]))
-            number = next(numbers)
+            if len(times) > 1 and (echo or 1) > len(times):
+                first = echoes[times[0]][0]
+                text = f"{series_name(first)}: has {len(times)} echoes, and --echo asks for {echo}"
+                raise VolumeError(path, text, first.description)
+            chosen = echoes[times[(echo or 1) - 1 if len(times) > 1 else 0]]
+            volumes.append(stack(path, chosen))
         except VolumeError as error:
             problems.append(problem_of(error))
-    return Volumes([*singles, *volumes], problems)
+            continue
+        if len(times) > 1 and echo is None:
+            text = f"{times[0][0]:g} ms"
+            problems.append(Problem(path, Kind.ECHOES, text, chosen[0].description))
+    return Volumes(volumes, problems)
 
 
-def free_numbers(folder: str) -> Iterator[int]:
-    """1, 2, 3, ...: names of series, but for those that are names of files: folder#2."""
-    yield 1
-    yield from (n for n in count(2) if not os.path.exists(f"{folder}#{n}"))
+def series_name(header: Volume) -> str:
+    """For messages: series 4 (SAG_3D_DESS_LEFT)."""
+    return f"series {header.tags.get('number', '?')} ({header.description or 'no description'})"
 
 
-def stack(folder: str, number: int, slices: list[Volume]) -> Volume:
+def stack(path: str, slices: list[Volume]) -> Volume:
     """One volume of single slices, in the order of their positions along the normal.
 
     Raises VolumeError: fewer than 5, no or equal positions, or more than 1 in 10 missing.
     """
-    tags = slices[0].tags
-    name = f"series {tags.get('number', '?')} ({tags.get('about') or 'no description'})"
+    name, description = series_name(slices[0]), slices[0].description
     normal = slices[0].direction[:, 2]
     slices = sorted(slices, key=lambda s: float(normal @ s.origin))
     gaps = np.diff([normal @ s.origin for s in slices])
     if len(slices) < MIN_SLICES:
         text = f"{name}: only {len(slices)} slices, expected {MIN_SLICES} or more"
-        raise TooShort(folder, text)
+        raise TooShort(path, text, description)
     if not all(s.tags.get("position") for s in slices):
-        raise VolumeError(folder, f"{name}: slices without a position (ImagePositionPatient)")
+        text = f"{name}: slices without a position (ImagePositionPatient)"
+        raise VolumeError(path, text, description)
     if (twice := np.flatnonzero(gaps < 0.01)).size:
         first = " and ".join(os.path.basename(s.path) for s in slices[twice[0] :][:2])
         text = f"{name}: {twice.size} slices lie where another one does, first: {first}"
-        raise VolumeError(folder, text)
+        raise VolumeError(path, text, description)
     step = float(np.median(gaps))
     missing = int((np.maximum(np.round(gaps / step), 1) - 1).sum())
     if missing * 10 > len(slices) + missing:
         text = f"{name}: {missing} of {len(slices) + missing} slices are missing"
-        raise VolumeError(folder, text)
+        raise VolumeError(path, text, description)
     return replace(
         slices[0],
-        path=folder,
-        parts=tuple(s.path for s in slices),
+        path=path,
+        parts=(path,) if slices[0].members else tuple(s.path for s in slices),
+        members=tuple(position for s in slices for position in s.members),
         size=(*slices[0].size[:2], len(slices)),
         spacing=(*slices[0].spacing[:2], step),
         sides=frozenset().union(*(s.sides for s in slices)),
-        number=number,
     )

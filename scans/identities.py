@@ -54,8 +54,8 @@ class Found:
     @property
     def stem(self) -> str:
         """The path without the ending of a file."""
-        if self.volume and not names.is_volume_name(self.path):
-            return self.path  # a folder of DICOM files
+        if self.volume and os.path.isdir(self.volume.path):
+            return self.path  # of DICOM files
         folder, _, name = self.path.rpartition("/")
         name = names.VOLUME_ENDING.fullmatch(name)[1] if self.volume else os.path.splitext(name)[0]
         return f"{folder}/{name}" if folder else name

@@ -14,11 +14,12 @@ from common.files import abridged
 from scans import names
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
+from scans.series import check_one_sequence
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 from scans.tables import missing_files
 
+MIN_SCANS = 3  # of fewer there is nothing to say, such as where predict.py reads one
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
-SUBSET_FOLDERS = set("train val valid validation test images".split())
 
 
 def list_labelled(
@@ -40,6 +41,8 @@ def list_labelled(
         raise DataError(f"{path}: expected a folder, or a manifest whose name ends in .csv")
     name_pattern = options.name_pattern
     listing = list_slices(path, classes, options)
+    if not options.series:
+        check_one_sequence(listing.slices)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
         raise DataError("\n".join([f"{len(lines)} folders or volumes can't be read:", *lines]))
@@ -103,6 +106,8 @@ def check_files(slices: list[Slice], base: str) -> None:
 def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
     """How patients were inferred, with examples; what is odd about them and about scans."""
     scans = {s.scan: s for s in slices}
+    if len(scans) < MIN_SCANS or not all(s.patient for s in slices):
+        return []
     scans_of = Counter(s.patient for s in scans.values())
     low, high = min(scans_of.values()), max(scans_of.values())
     each = f"{low}" if low == high else f"{low} to {high}"
@@ -160,7 +165,7 @@ def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
     found = [
         folders
         for folders in levels.values()
-        if len(folders) in CLASS_FOLDERS and not {f.lower() for f in folders} & SUBSET_FOLDERS
+        if len(folders) in CLASS_FOLDERS and not any(map(names.is_subset, folders))
     ]
     # Of p01/normal and p02/abnormal: classes are fewer than patients, and seldom numbered.
     named = [

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from common.files import abridged
 from scans import names
-from scans.dicom import is_dicom
+from scans.dicom import problem_of
 from scans.identities import TABLE, Found, identify
 from scans.label_tables import read_labels
 from scans.names import is_image, label_of_word, natural_order
-from scans.series import find_volumes, open_volume
+from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume
 from scans.slices import (
     FAILURES,
     SIDES,
@@ -26,6 +26,7 @@ from scans.slices import (
     Listing,
     Options,
     Problem,
+    Unchosen,
 )
 from scans.tables import (
     classes_of_manifest,
@@ -83,8 +84,9 @@ def list_slices(
         slices += [s for item in found for s in item.slices(prefix)]
     if tables:
         lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes()]
-    once = {(s.source, s.index): s for s in slices}
-    return Listing(list(once.values()), lister.problems, classes, ", ".join(dict.fromkeys(ways)))
+    slices = list({(s.source, s.index): s for s in slices}.values())
+    problems = merge_remarks(lister.problems, slices, options)
+    return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)))
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -145,6 +147,7 @@ class Lister:
         """
         found: list[Found] = []
         lost, failures, before = [], [], len(self.problems)
+        not_images = []  # the other files of each folder
         for folder, files in walk(root, failures):
             for name in filter(is_image, files):
                 path = os.path.join(folder, name)
@@ -152,7 +155,8 @@ class Lister:
             others = [name for name in files if not is_image(name)]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
-            volumes, problems = find_volumes(folder, others, self.options)
+            not_images.append((folder, others))
+        for volumes, problems in find_all_volumes(not_images, self.options):
             self.problems += problems
             found += [Found(v.source, below(v.path, root), v) for v in volumes]
         for error in failures:
@@ -160,18 +164,19 @@ class Lister:
         if lost:
             text = f"{len(lost)} links lead nowhere and are left out: {abridged(lost)}"
             self.note(Kind.REMARK, text)
-        if not (found or any(problem.kind in FAILURES for problem in self.problems[before:])):
+        explained = (*FAILURES, Kind.UNCHOSEN)
+        if not (found or any(problem.kind in explained for problem in self.problems[before:])):
             self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))
         return sorted(found, key=lambda item: natural_order(item.source))
 
     def read_file(self, path: str) -> list[Found]:
         """One image or volume."""
-        if not (names.is_volume_name(path) or is_dicom(path)):
+        if not is_volume(path):
             return [Found(path, Path(path).as_posix())]
         try:
             return [Found(path, Path(path).as_posix(), open_volume(path, self.options), scan=path)]
         except VolumeError as error:
-            self.note(Kind.UNREADABLE, error.text, path)
+            self.problems.append(problem_of(error)._replace(path=path))
             return []
 
     def read_manifest(self, path: Path) -> list[Found]:
@@ -203,6 +208,8 @@ class Lister:
             try:
                 item.volume = open_volume(file, self.options)
                 found[file] = item
+            except Unchosen as error:
+                self.problems.append(problem_of(error))
             except VolumeError as error:
                 self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {row.line})", file)
         return list(found.values())

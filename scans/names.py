@@ -15,7 +15,7 @@ from scans.slices import SIDES, Contradiction, DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.I | re.S)
-VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii|\.nii\.gz|\.\w+)?", re.S)
+VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii\.gz|\.tar\.gz|\.\w+)?", re.S)
 SIDE_WORD = re.compile(r"(?<![^\W\d_])(left|right|l_e_f_t|r_i_g_h_t)(?![^\W\d_])", re.I)
 # OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0 (without its suffix .png)
 AKOA_NAME = re.compile(

@@ -25,14 +25,6 @@ class DataError(UserError):
     """Data that can't be used. The message names the file or value and says what to do."""
 
 
-class VolumeError(DataError):
-    """A volume that can't be used."""
-
-    def __init__(self, path: str, text: str):
-        super().__init__(f"{path}: {text}")
-        self.path, self.text = path, text
-
-
 class Contradiction(DataError):
     """Two things tell two labels of one file."""
 
@@ -48,6 +40,9 @@ class Options:
     labels: tuple[Path, ...] = ()  # tables of labels by identifier: label_tables.py
     label_column: str | None = None  # of those tables, where it is not called label
     patients: str | None = None  # "scan": each scan whose patient nothing tells is another person's
+    series: str | None = None  # regular expression: of descriptions, the series that are read
+    echo: int | None = None  # of several echoes of a series: 1 is the shortest, as None is
+    cache_dir: Path | None = None  # keeps the headers of volumes; None: they are not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,8 @@ class Volume:
     """The header of one knee imaged once: what its pixels are read by, and what it tells itself.
 
     path is a file, or a folder of DICOM files, of which `parts` are those of this series in spatial
-    order; number counts the series of a folder from 1 (scans/dicom.py).
+    order; number counts the series of a folder from 1 (scans/dicom.py). Of an archive `members` are
+    the positions of those files in it (scans/archives.py).
     """
 
     path: str
@@ -80,12 +76,18 @@ class Volume:
     sides: frozenset[str]  # that DICOM tags name
     tags: dict[str, str]
     number: int = 1
+    members: tuple[int, ...] = ()
     slicing: Slicing | None = None  # None until it is planned: volumes.plan_slicing
 
     @property
     def source(self) -> str:
         """Its name: the path, and of a second series its number: p01/dicom#2."""
         return self.path if self.number == 1 else f"{self.path}#{self.number}"
+
+    @property
+    def description(self) -> str:
+        """The SeriesDescription of DICOM, such as SAG_3D_DESS_LEFT; "" of other formats."""
+        return self.tags.get("description", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,12 @@ class Kind(Enum):
     UNREADABLE = "unreadable"  # it can't be decoded, or is no image and no volume
     EMPTY = "empty"  # a folder without images and volumes
     LOCALIZER = "localizer"  # a series that is too short to be a scan
+    SHORT = "short"  # the same, beside series that are scans
+    UNCHOSEN = "unchosen"  # a series that --series does not name
+    ECHOES = "echoes"  # a series of several echoes, of which the shortest is taken
+    FOREIGN = "foreign"  # an archive that holds no series of DICOM files
     CONTRADICTION = "contradiction"  # two things tell two labels
-    NAMELESS = "nameless"  # names tell no scans, and they can't be guessed
-    GUESSED = "guessed"  # names tell no scans or patients, and how they were guessed
+    NAMELESS = "nameless"  # names do not tell the patient
     REMARK = "remark"  # nothing is wrong with the data; it is said
 
 
@@ -131,9 +136,38 @@ class Problem(NamedTuple):
     path: str
     kind: Kind
     text: str
+    series: str = ""  # the description of a DICOM series
 
     def __str__(self) -> str:
         return f"{self.path}: {self.text}" if self.path else self.text
+
+
+class VolumeError(DataError):
+    """A volume that can't be used."""
+
+    kind = Kind.UNREADABLE
+
+    def __init__(self, path: str, text: str, series: str = ""):
+        super().__init__(f"{path}: {text}")
+        self.path, self.text, self.series = path, text, series
+
+
+class TooShort(VolumeError):
+    """Too few slices for a scan: a localizer."""
+
+    kind = Kind.LOCALIZER
+
+
+class Unchosen(VolumeError):
+    """A series that --series does not name."""
+
+    kind = Kind.UNCHOSEN
+
+
+class NoSeries(VolumeError):
+    """An archive that holds no series of DICOM files."""
+
+    kind = Kind.FOREIGN
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ real if every patient is in exactly one subset.
 """
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from scans.slices import DataError, Slice
 Scans = dict[str, list[Slice]]  # scan name -> its slices, as slices.by_scan gives them
 
 SUBSETS = ("train", "val", "test")
+SUBSET_FOLDERS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SUBSET_FOLDERS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
 
 # What the experiment that this project starts from held out of each side, as shares of its scans.
 EXPERIMENT_SHARES = {"right": 33 / 264, "left": 20 / 191}
@@ -153,6 +157,45 @@ def split_by_scan(
         subsets = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
         subset_of.update(zip(names, subsets, strict=True))
     return subset_of
+
+
+class FolderSplit(NamedTuple):
+    subset_of: dict[str, str]  # scan name -> subset
+    note: str  # which subset no folder makes, and how it was made
+
+
+def split_by_folder(scans: Scans, root: str | Path, seed: int = 0) -> FolderSplit:
+    """The subsets that folders called train, val or valid, test and the like make.
+
+    Where there is none for val or test, an eighth of the patients of train become it, by a hash of
+    the seed and their names.
+
+    Raises DataError for a scan in no such folder or in two, and where there is no train.
+    """
+    subset_of = {}
+    for name, slices in scans.items():
+        first = slices[0].volume.path if slices[0].volume else slices[0].source
+        folders = Path(os.path.relpath(first, root)).parts[:-1]
+        found = {SUBSET_FOLDERS[f.lower()] for f in folders if f.lower() in SUBSET_FOLDERS}
+        if len(found) != 1:
+            raise DataError(f"{first}: is not in one folder called train, val or test")
+        subset_of[name] = found.pop()
+    lacking = [subset for subset in SUBSETS if subset not in subset_of.values()]
+    if "train" in lacking:
+        raise DataError(f"{root}: no folder is called train")
+    patient_of = {name: slices[0].patient for name, slices in scans.items()}
+    train = sorted(
+        {patient_of[name] for name, subset in subset_of.items() if subset == "train"},
+        key=lambda patient: hashlib.sha256(
+            f"{seed} {patient}".encode(errors="surrogateescape")
+        ).digest(),
+    )
+    count = max(1, round(HELD_OUT * len(train)))
+    for i, subset in enumerate(lacking):
+        moved = set(train[i * count : (i + 1) * count])
+        subset_of |= {name: subset for name in scans if patient_of[name] in moved}
+    note = f"no folder is called {' or '.join(lacking)}: {count} patients of train make each"
+    return FolderSplit(subset_of, note if lacking else "")
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

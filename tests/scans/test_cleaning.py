@@ -111,7 +111,7 @@ def test_what_is_unfinished_is_removed_when_it_is_a_day_old(folder):
     folder.mkdir()
     names = [f".{'a' * 32}.7-0123abcd.unfinished.npy", f".{'b' * 32}.7-0123abcd.unfinished.json"]
     names += [f"{'c' * 32}.npy", f"{'d' * 32}.json"]  # without the other one of two
-    names += [".copies-0123abcd-0123456789abcdef.7-0123abcd.unfinished.json"]
+    names += [".copies-2-0123abcd-0123456789abcdef.7-0123abcd.unfinished.json"]
     for name in names:
         (folder / name).write_bytes(b"x")
     assert removed(folder) == {}
@@ -124,15 +124,18 @@ def test_copies_are_kept_with_their_slices_and_headers_for_90_days(tmp_path, fol
     slices = make_slices(tmp_path / "a")
     keep(slices, folder)
     crc32 = json.loads(next(folder.glob("*.json")).read_text())["crc32"]
-    ours, others = (f"copies-{x:08x}-0123456789abcdef.json" for x in (crc32, crc32 ^ 1))
-    for name in (ours, others, "headers-young.json", "headers-old.json"):
-        (folder / name).write_text("{}")
-    older(folder / "headers-young.json", 89 * DAY)
-    older(folder / "headers-old.json", 91 * DAY)
+    ours, others = (f"copies-2-{x:08x}-0123456789abcdef.json" for x in (crc32, crc32 ^ 1))
+    (folder / "headers").mkdir()
+    young, old = (folder / "headers" / (letter * 32) for letter in "ab")
+    for path in (folder / ours, folder / others, young, old):
+        path.write_text("{}")
+    older(young, 89 * DAY)
+    older(old, 91 * DAY)
     assert removed(folder) == {
         others: "of slices that are not kept",
-        "headers-old.json": "older than 90 days",
+        old.name: "older than 90 days",
     }
+    assert young.exists()
     shutil.rmtree(tmp_path / "a")
     assert ours in removed(folder)
 

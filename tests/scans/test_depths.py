@@ -119,7 +119,7 @@ def test_written_slices_have_the_same_greys(tmp_path, capsys):
     assert "26 slices" in output
     for scan, written in values.items():
         greys = [
-            np.asarray(Image.open(out / f"patient={scan},scan=left%2F{scan},label=left_{i}.png"))
+            np.asarray(Image.open(out / f"patient=,scan=left%2F{scan},label=left_{i}.png"))
             for i in range(5)
         ]
         assert np.array_equal(np.stack(greys), expected(written, scan))

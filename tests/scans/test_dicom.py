@@ -70,13 +70,21 @@ def test_shortest_echo_and_every_series_but_no_localizer(tmp_path):
     found, problems = find(tmp_path / "d")
     folder = str(tmp_path / "d")
     assert [v.source for v in found] == [folder, f"{folder}#2"]
-    assert problems == [(folder, "series 1 (LOC): only 3 slices, expected 5 or more")]
+    assert set(problems) == {
+        (folder, "series 1 (LOC): only 3 slices, expected 5 or more"),
+        (folder, "9.5 ms"),  # of Kind.ECHOES: which one was taken
+    }
     files = source_files(found[0])
     assert all("/4-9.5-" in file for file in files) and len(files) == 6
     write_dicom(tmp_path / "e", pixels // 2)
     assert np.array_equal(read_slices(found[1]), read_slices(open_volume(tmp_path / "e")))
-    with pytest.raises(VolumeError, match=r"series 1 \(LOC\): only 1 slices, expected"):
+    with pytest.raises(VolumeError, match=f"a: one slice of a DICOM .* its folder: {folder}$"):
         open_volume(tmp_path / "d" / "a")
+    (longer, *_), _ = find_volumes(folder, os.listdir(folder), Options(echo=2))
+    assert all("/4-30-" in file for file in source_files(longer)) and len(longer.parts) == 6
+    (other,), problems = find_volumes(folder, os.listdir(folder), Options(echo=3))
+    assert other.parts[0].startswith(f"{folder}/5-") and "4 (no" in problems[-1].text
+    assert "has 2 echoes, and --echo asks for 3" in problems[-1].text
 
 
 def test_one_missing_slice_is_accepted_and_several_are_not(tmp_path):

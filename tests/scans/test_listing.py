@@ -534,19 +534,21 @@ def test_each_problem_has_its_kind(tmp_path):
     made = pytest.importorskip("volume_files")
     write_images(tmp_path / "knees", "left/OAI1_V_RIGHT_3.png")
     (tmp_path / "knees" / "text.nrrd").write_text("hello")
-    made.write_volume(tmp_path / "knees" / "thin.nii", made.noise(3, 9, 9))
+    made.write_volume(tmp_path / "scouts" / "thin.nii", made.noise(3, 9, 9))
+    made.write_dicom(tmp_path / "scouts" / "scout", made.noise(3, 6, 6))
     made.write_dicom(tmp_path / "knees" / "scout", made.noise(3, 6, 6))
     made.write_volume(tmp_path / "knees" / "p1_LEFT.mha", x=-70)
     (tmp_path / "knees" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "knees" / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    listing = list_slices([tmp_path / "knees", tmp_path / "empty", tmp_path / "no.nii"])
+    given = ("knees", "empty", "no.nii", "scouts")
+    listing = list_slices([tmp_path / name for name in given])
     kinds = {os.path.relpath(p.path, tmp_path): p.kind for p in listing.problems if p.path}
     assert kinds == {
         "knees/left/OAI1_V_RIGHT_3.png": Kind.CONTRADICTION,
         "knees/text.nrrd": Kind.UNREADABLE,
-        "knees/thin.nii": Kind.LOCALIZER,
-        "knees/scout": Kind.LOCALIZER,
+        "scouts/thin.nii": Kind.LOCALIZER,
+        "scouts/scout": Kind.LOCALIZER,
         "knees/p1_LEFT.mha": Kind.CONTRADICTION,
         "empty": Kind.EMPTY,
         "no.nii": Kind.UNREADABLE,
@@ -555,8 +557,10 @@ def test_each_problem_has_its_kind(tmp_path):
     assert texts["knees/left/OAI1_V_RIGHT_3.png"] == "the name says right, its folder left"
     assert texts["knees/p1_LEFT.mha"] == "the name says left, its position right"
     assert texts["empty"] == "no images and no volumes in this folder"
-    (remark,) = listing.of_kind(Kind.REMARK)
-    assert str(remark) == f"1 links lead nowhere and are left out: {tmp_path}/knees/gone"
+    assert list(map(str, listing.of_kind(Kind.REMARK))) == [
+        f"1 links lead nowhere and are left out: {tmp_path}/knees/gone",
+        f"1 series are too short for a scan: {tmp_path}/knees/scout",
+    ]
     assert {s.label for s in listing.slices} == {""}
 
 
