@@ -201,7 +201,8 @@ def tell_labels(
             witnesses = [(item.label_by, item.label)] if item.label else []
             if item.label_by != "pattern":
                 told = labels_of_path(item.path, classes, below_root)
-                told += of_columns.get(item, [])
+                of_column = of_columns.get(item, [])
+                told += of_column if below_root else of_column[-1:] * (not told)
                 witnesses += [w for w in told if w[0] == "folder" or not item.is_written]
             witnesses += labels_of_header(item.volume, classes) if item.volume else []
             item.label = weigh(list(dict.fromkeys(witnesses)))

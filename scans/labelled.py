@@ -18,7 +18,7 @@ from scans.series import check_one_sequence
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 from scans.tables import missing_files
 
-MIN_SCANS = 3  # of fewer there is nothing to say, such as where predict.py reads one
+MIN_SCANS = 2  # of one there is nothing to say, such as where predict.py reads it
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
 
 

@@ -60,8 +60,8 @@ def infer_patients(paths: Sequence[str], scans: Sequence[str], classes: Sequence
                 of[row] = value
         of = spell_alike(of)
         scans_of = Counter(patient for patient, _ in set(zip(of, scans, strict=True)))
-        # A word tells a patient of one scan, too; of other columns some must occur again.
-        if all(choice.rule == "word" for choice in chosen) or max(scans_of.values()) > 1:
+        # Of a column that no word and no form makes the patient's, some must occur again.
+        if all(choice.rule != "column" for choice in chosen) or max(scans_of.values()) > 1:
             return Patients(of, describe(chosen[0]))
     return Patients([""] * len(paths), readings=find_readings(paths, scans, tables))
 
