@@ -222,7 +222,7 @@ def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
     tables = "tables of identifiers and labels"
-    add("--labels", nargs="+", type=Path, metavar="CSV", default=(), help=tables)
+    add("--labels", nargs="+", metavar="CSV", default=(), help=tables)
     add("--label-column", metavar="NAME", help="of those tables, where it is not called label")
     add("--slices-per-scan", type=positive_int, metavar="N", help="so many images in order: a scan")
     each = "each scan is another person"

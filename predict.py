@@ -41,7 +41,7 @@ from evaluation.predictions import Predictions, judge, predict, probability_colu
 from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
 from scans.images import describe_depths
-from scans.labelled import describe_patients
+from scans.labelled import describe_contradictions, describe_patients
 from scans.slices import FAILURES, Kind, Listing, Options, Problem, Slice
 
 CHUNK = 2048  # slices decoded at a time, in whole scans: memory stays the same for any number
@@ -230,9 +230,12 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_tables(args.output, listing, answers, rows)
     print_scans(worst_first(rows, classes) if args.audit else rows, classes, args.json)
-    for problem in listing.of_kind(Kind.REMARK, Kind.CONTRADICTION, Kind.NAMELESS):
-        print(f"note: {problem}", file=sys.stderr)
-    for line in describe_patients([s for s in listing.slices if s.label], listing):
+    labelled = [s for s in listing.slices if s.label]
+    for line in [
+        *map(str, listing.of_kind(Kind.REMARK, Kind.NAMELESS)),
+        *describe_contradictions(listing.of_kind(Kind.CONTRADICTION)),
+        *describe_patients(labelled, listing),
+    ]:
         print(f"note: {line}", file=sys.stderr)
     if answers.depths:
         print(f"note: {describe_depths(answers.depths)}", file=sys.stderr)
@@ -246,6 +249,11 @@ def run(args: argparse.Namespace) -> int:
         verdicts = [row["verdict"] for row in rows]
         draw_attention(
             model, answers.predictions, verdicts, args.attention, args.batch_size, args.workers
+        )
+    if args.audit and rows and not labelled:
+        raise UserError(
+            "--audit: nothing could be compared, as nothing tells a label: no name, folder or "
+            "header; --name-pattern, --labels or a manifest can"
         )
     if args.audit and counts["mismatch"]:
         return 3

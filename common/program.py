@@ -37,7 +37,7 @@ class Formatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         told = "default" in text or not action.option_strings
-        if told or action.default in (None, argparse.SUPPRESS) or action.default is False:
+        if told or action.default in (None, (), argparse.SUPPRESS) or action.default is False:
             return text
         value = action.default
         value = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -47,10 +47,12 @@ def list_labelled(
         lines = [f"  {problem}" for problem in unreadable]
         raise DataError("\n".join([f"{len(lines)} folders or volumes can't be read:", *lines]))
     remarks = listing.of_kind(Kind.REMARK)
-    for problem in listing.of_kind(Kind.CONTRADICTION):
-        if is_image(os.path.basename(problem.path)):
-            raise DataError(str(problem))
-        remarks.append(Problem("", Kind.REMARK, f"{problem}: it is left out"))
+    contradictions = listing.of_kind(Kind.CONTRADICTION)
+    images = [p for p in contradictions if is_image(os.path.basename(p.path))]
+    for line in describe_contradictions(images):
+        raise DataError(line)
+    for line in describe_contradictions(contradictions):
+        remarks.append(Problem("", Kind.REMARK, f"{line}: left out"))
     labelled = [s for s in listing.slices if s.label]
     others = [s.name for s in listing.slices if not s.label]
     if not labelled:
@@ -71,6 +73,17 @@ def list_labelled(
     labelled.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))
     remarks += [Problem("", Kind.REMARK, line) for line in describe_patients(labelled, listing)]
     return Listing(labelled, remarks, listing.classes, listing.patients)
+
+
+def describe_contradictions(problems: list[Problem]) -> list[str]:
+    """A line for each kind of contradiction: what it is, how often and where."""
+    paths = defaultdict(list)
+    for problem in problems:
+        paths[problem.text].append(problem.path)
+    return [
+        f"{found[0]}: {text}" if len(found) == 1 else f"{text} ({len(found)}: {abridged(found)})"
+        for text, found in paths.items()
+    ]
 
 
 def check_classes_present(slices: list[Slice], classes: Sequence[str]) -> None:

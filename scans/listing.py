@@ -59,7 +59,9 @@ def list_slices(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
-    tables = read_labels(options.labels, options.label_column, classes) if options.labels else None
+    tables = None
+    if options.labels:
+        tables = read_labels(list(map(Path, options.labels)), options.label_column, classes)
     if classes is None and tables:
         classes = tables.classes
     elif classes is None and len(paths) == 1 and is_manifest(paths[0]):

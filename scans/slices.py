@@ -5,7 +5,7 @@ AKOA); a patient has one or more scans; the label is the class of a slice and of
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -37,7 +37,7 @@ class Options:
     plane: str = "stored"  # in which volumes are cut
     slices: int = 40  # taken of a volume, evenly spaced; all where it has fewer
     slices_per_scan: int | None = None  # so many images of a folder, in sorted order, are a scan
-    labels: tuple[Path, ...] = ()  # tables of labels by identifier: label_tables.py
+    labels: Sequence[str] = ()  # tables of labels by identifier: label_tables.py
     label_column: str | None = None  # of those tables, where it is not called label
     patients: str | None = None  # "scan": each scan whose patient nothing tells is another person's
     series: str | None = None  # regular expression: of descriptions, the series that are read

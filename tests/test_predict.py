@@ -173,6 +173,14 @@ def test_scans_are_compared_with_the_side_that_their_name_gives(
     assert "mismatch, expected right" in capsys.readouterr().out
 
 
+def test_audit_that_can_compare_nothing_says_so_and_exits_2(finished_run, tmp_path, capsys):
+    for i in range(3):
+        Image.new("L", (20, 30)).save(tmp_path / f"knee_{i}.png")
+    assert predict.main([str(finished_run / "best.pt"), str(tmp_path), "--audit"]) == 2
+    output, error = capsys.readouterr()
+    assert "1 unknown" in output and "nothing could be compared" in error
+
+
 def test_audit_prints_what_needs_a_person_and_exits_3(finished_run, archive, capsys):
     checkpoint = str(finished_run / "best.pt")
     assert predict.main([checkpoint, str(archive), "--audit"]) == 3

@@ -577,7 +577,7 @@ def test_localizers_and_volumes_that_contradict_themselves_are_left_out_of_train
     made.write_dicom(tmp_path / "p1" / "scout", made.noise(3, 6, 6))
     slices, notes = listed(tmp_path)
     assert {s.scan for s in slices} == {"p1_LEFT.mha", "p2_RIGHT.mha"}
-    left_out = f"{tmp_path}/p3_LEFT.mha: the name says left, its position right: it is left out"
+    left_out = f"{tmp_path}/p3_LEFT.mha: the name says left, its position right: left out"
     assert left_out in notes
     assert f"1 series are too short for a scan: {tmp_path}/p1/scout" in notes
     assert any("6 slices have no label and are left out" in note for note in notes)
