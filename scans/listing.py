@@ -151,9 +151,10 @@ class Lister:
         lost, failures, before = [], [], len(self.problems)
         not_images = []  # the other files of each folder
         for folder, files in walk(root, failures):
+            inside = Path(folder).relative_to(root).as_posix()
+            start = "" if inside == "." else f"{inside}/"
             for name in filter(is_image, files):
-                path = os.path.join(folder, name)
-                found.append(Found(path, below(path, root)))
+                found.append(Found(os.path.join(folder, name), start + name))
             others = [name for name in files if not is_image(name)]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
