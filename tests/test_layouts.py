@@ -335,3 +335,19 @@ def test_message_of_the_page_is_what_the_program_prints(name, tmp_path, monkeypa
     assert len(quoted) == 2
     (of_data,) = [text for text in quoted if f" {name}" in text]
     assert of_data in output
+
+
+def test_run_with_tables_of_labels_is_recorded_and_resumed(tmp_path, monkeypatch, capsys):
+    """Their paths are a list, which args.json must hold."""
+    monkeypatch.chdir(tmp_path)
+    build_xrays()
+    line = next(line for line in LINES if data_of(line) == "xrays")
+    words = [*shlex.split(line)[2:], *TINY, "--epochs", "1", "--output-dir", "run"]
+    assert train.main(words) == 0
+    capsys.readouterr()
+    labels = ["--labels", "kxr.txt", "barcodes.txt"]
+    assert train.main(["--resume", "run", "--epochs", "2", *labels]) == 0
+    assert "16 scans, 8 patients" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "run", "--epochs", "3", *labels[:2]])
+    assert "--labels" in capsys.readouterr().err

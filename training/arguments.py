@@ -9,7 +9,7 @@ from pathlib import Path
 from common.program import Parser, UserError, as_flag, positive_float, positive_int
 from dataset import add_data_arguments
 from perceiver import Perceiver
-from training.runfolder import launch_id, read_record
+from training.runfolder import launch_id, read_record, recorded
 
 # What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
 # augmentation keep so small a model from telling 18 patients apart by detail.
@@ -161,7 +161,7 @@ def resumed_args(
     changed = []
     for name, given in vars(args).items():
         value = parser.get_default(name)  # the run's, or what it was before there was this flag
-        given = str(given) if isinstance(given, Path) else given
+        given = recorded(given)
         if name not in harmless and given != value:
             changed.append(f"{as_flag(name, given)} (the run has {as_flag(name, value)})")
     if changed:
@@ -169,5 +169,6 @@ def resumed_args(
             f"{', '.join(changed)}: can't be changed on the way, because the result would; start "
             "a new run"
         )
+    args.labels = [Path(path) for path in args.labels or ()]
     args.resume = args.output_dir = folder
     return args

@@ -103,7 +103,7 @@ def describe_run(arguments: dict, device: torch.device) -> dict:
     versions = {name: package.__version__ for name, package in packages.items()}
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
+        "arguments": {name: recorded(value) for name, value in arguments.items()},
         "started": datetime.now().isoformat(timespec="seconds"),
         "device": f"{device} {name}".strip(),
         "threads": torch.get_num_threads(),
@@ -111,6 +111,13 @@ def describe_run(arguments: dict, device: torch.device) -> dict:
         "git_commit": commit,
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def recorded(value: object) -> object:
+    """An argument as JSON holds it: paths as text, also those of --labels."""
+    if isinstance(value, (list, tuple)):
+        return [recorded(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_record(folder: Path) -> dict:
