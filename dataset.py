@@ -4,7 +4,6 @@
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
     python dataset.py knees/ --write-split split.csv         # its folders train, val and test
     python dataset.py --clean-cache                          # remove what is of no use in cache/
-    python dataset.py --clean-cache                          # decoded slices that are out of date
 
     from dataset import list_labelled, load_dataset, split
     dataset = load_dataset(list_labelled("AKOA_Analysis"), image_size=(76, 86))
@@ -19,6 +18,7 @@ Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data, 13
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -39,6 +39,9 @@ from scans.series import SeveralSequences, describe_series
 from scans.slices import FAILURES, DataError, Listing, Options, Slice, by_scan
 from scans.volumes import PLANES
 from scans.writing import write_slices
+
+# The flags of add_naming_arguments.
+NAMING = "name_pattern labels label_column slices_per_scan patients series echo".split()
 
 __all__ = ["Dataset", "list_labelled", "list_slices", "load_dataset", "split"]
 
@@ -204,13 +207,21 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
     add_naming_arguments(group)
     add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
-    add("--split-file", type=Path, metavar="CSV", help="or such a table: columns subset and scan")
+    add("--split-file", type=Path, metavar="CSV", help="or as this table says: subset, scan")
     add("--val-fraction", type=float, metavar="X", help="held out for validation (default: 0.125)")
     add("--test-fraction", type=float, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
-    add("--slices", type=positive_int, default=40, metavar="N", help="of a volume, evenly spaced")
-    add("--cache-dir", type=Path, default="cache", metavar="DIR", help="keeps slices, headers")
+    add(
+        "--slices",
+        type=positive_int,
+        default=40,
+        metavar="N",
+        help="at most so many of a volume",
+    )
+    add(
+        "--cache-dir", type=Path, default="cache", metavar="DIR", help="for decoded slices, headers"
+    )
     add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
@@ -220,29 +231,23 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
 def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     """The flags that say what names, tables and headers mean."""
     add = group.add_argument
-    add("--name-pattern", metavar="REGEX", help="groups patient, scan, label and slice of names")
-    tables = "tables of identifiers and labels"
-    add("--labels", nargs="+", metavar="CSV", default=(), help=tables)
-    add("--label-column", metavar="NAME", help="of those tables, where it is not called label")
-    add("--slices-per-scan", type=positive_int, metavar="N", help="so many images in order: a scan")
-    each = "each scan is another person"
-    add("--patients", choices=["scan"], help="where nothing tells the patient: " + each)
-    add(
-        "--series",
-        metavar="REGEX",
-        help="read the series of DICOM so described, such as SAG_3D_DESS",
-    )
+    add("--name-pattern", metavar="REGEX", help="of paths: groups patient, scan, label, slice")
+    add("--labels", nargs="+", metavar="CSV", help="tables: an identifier, a label")
+    add("--label-column", metavar="NAME", help="their column of labels, if not called label")
+    add("--slices-per-scan", type=positive_int, metavar="N", help="make each N images a scan")
+    add("--patients", choices=["scan"], help="where unknown, each scan is another person's")
+    add("--series", metavar="REGEX", help="read DICOM series so described alone")
     add(
         "--echo",
         type=positive_int,
         metavar="N",
-        help="of several echoes (default: 1, the shortest)",
+        help="which of a series (default: 1, the shortest)",
     )
 
 
 def options_of(args: argparse.Namespace) -> Options:
     """How files are understood, by the flags."""
-    names = [field.name for field in fields(Options) if hasattr(args, field.name)]
+    names = [field.name for field in fields(Options) if getattr(args, field.name, None) is not None]
     return Options(**{name: getattr(args, name) for name in names})
 
 
@@ -252,10 +257,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("data_dir", type=Path, nargs="?", metavar="DIR", help="folder, or a manifest (.csv)")
-    add("--contact-sheet", type=Path, default="contact_sheet.png", metavar="PNG", help="where to")
-    add("--write-slices", type=Path, metavar="OUT", help="write all slices as PNGs there, no more")
-    add("--write-split", type=Path, metavar="CSV", help="write the split that its folders make")
-    add("--clean-cache", action="store_true", help="remove what is of no use in --cache-dir")
+    add(
+        "--contact-sheet",
+        type=Path,
+        default="contact_sheet.png",
+        metavar="PNG",
+        help="where to draw it",
+    )
+    add("--write-slices", type=Path, metavar="OUT", help="write all slices as PNGs there, and stop")
+    add(
+        "--write-split",
+        type=Path,
+        metavar="CSV",
+        help="write the split that folders make, and stop",
+    )
+    add("--clean-cache", action="store_true", help="remove outdated files of --cache-dir, and stop")
     add_data_arguments(parser)
     args = parser.parse_args(argv)
     if args.clean_cache and args.data_dir:
@@ -349,7 +365,12 @@ def keep_split(args: argparse.Namespace) -> int:
         if line:
             print(f"note: {line}")
     print(splits.describe_split(scans, subset_of, listing.classes))
-    print(f"next: python train.py --data-dir {args.data_dir} --split-file {args.write_split}")
+    command = ["python", "train.py", "--data-dir", args.data_dir, "--split-file", args.write_split]
+    for name in ("classes", *NAMING):
+        if value := getattr(args, name):
+            values = value if isinstance(value, list) else [value]
+            command += [f"--{name.replace('_', '-')}", *values]
+    print("next:", shlex.join(map(str, command)))
     return 0
 
 

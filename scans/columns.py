@@ -16,6 +16,7 @@ from typing import NamedTuple
 from scans import names
 
 SPARSE = 2.5  # numbers of slices may leave out every second one
+MAX_SLICE = 99_999  # 9003175 and 9003176 are patients, though they run without gaps
 MAX_VISITS = 12  # a column of more different values holds no visits
 
 
@@ -210,6 +211,7 @@ def slice_column(table: Table) -> Column | None:
 def running_columns(table: Table) -> list[Column]:
     """The numbers of the names that could count slices."""
     numbers = [c for c in table.of(Meaning.FREE) if c.level == -1 and c.is_number]
+    numbers = [c for c in numbers if max(map(int, c.values)) <= MAX_SLICE]
     return [column for column in numbers if runs_without_gaps(column, table)]
 
 

@@ -41,24 +41,6 @@ YEAR_LAST = re.compile(r"(\d\d)[-_.]?(\d\d)[-_.]?(?:19|20)\d\d")
 NAMED_MONTH = re.compile(
     r"\d{1,2}(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\d{2,4}", re.I
 )
-VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
-# patient=p01,scan=left%2Fp01,label=left_7 (without its suffix .png)
-WRITTEN_NAME = re.compile(
-    r"patient=(?P<patient>[^,]*),scan=(?P<scan>[^,]+),label=(?P<label>[^,]*)_(?P<number>\d+)"
-)
-# What columns.py looks for in names of any form.
-WHOLE = (  # fields that hold separators: L_E_F_T, 2006-09-21, 21.09.2006
-    r"l_e_f_t|r_i_g_h_t|(?:19|20)\d\d([-_.])\d\d\%d\d\d(?!\d)"
-    r"|(?<!\d)\d\d([-_.])\d\d\%d(?:19|20)\d\d(?!\d)"
-)
-FIELD = re.compile(rf"{WHOLE % (1, 2)}|[^\W_]+?(?={WHOLE % (3, 4)})|[^\W_]+", re.I)
-RUN = re.compile(r"[^\W\d_]+|\d+")
-DATE = re.compile(
-    r"(?P<year>(?:19|20)\d\d)[-_.]?(?P<month>\d\d)[-_.]?(?P<day>\d\d)"
-    r"|(?P<a>\d\d)[-_.]?(?P<b>\d\d)[-_.]?(?:19|20)\d\d"
-    r"|\d{1,2}(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\d{2,4}",
-    re.I,
-)
 VISIT = re.compile(
     r"(?:v|visit|vis|ses|session|tp|t|timepoint|time|fu|followup|m|mo|month|w|wk|week|y|yr|year)"
     r"\d{1,3}|\d{1,3}(?:m|mo|mth|months?|w|wk|weeks?|y|yr|years?)"

@@ -204,9 +204,10 @@ def find_readings(paths: Sequence[str], scans: Sequence[str], tables: list[Table
         for c in table.of(Meaning.PATIENT, Meaning.FREE, Meaning.OTHER)
         if c is not counting and len(set(c.keys)) > 1
     ]
-    found = []
-    for column in candidates:
-        for number in numbers:
+    found: list[Reading] = []
+    for number in reversed(numbers):  # the last of several numbers counts slices most often
+        readings = set()
+        for column in candidates:
             if number is column:
                 continue
             groups = {"patient": column} | ({"slice": number} if number else {})
@@ -222,8 +223,9 @@ def find_readings(paths: Sequence[str], scans: Sequence[str], tables: list[Table
                 count = len(set(zip(of, of_scans, strict=True)))
                 flags = f"--name-pattern {shlex.quote(pattern)}"
                 examples = abridged(sorted({match["patient"] for match in matches}), 3)
-                found.append(Reading(flags, len(set(of)), count, examples))
-    found = sorted({r for r in found if r.patients > 2} or set(found), key=lambda r: r.patients)
+                readings.add(Reading(flags, len(set(of)), count, examples))
+        found += sorted(readings, key=lambda reading: (reading.patients, reading.flags))
+    found = [reading for reading in found if reading.patients > 2] or found
     if numbers == [None]:
         found = found[: MOST_READINGS - 1]
         found.append(Reading("--patients scan", len(set(scans)), len(set(scans))))
