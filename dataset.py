@@ -235,7 +235,8 @@ def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     add("--labels", nargs="+", metavar="CSV", help="tables: an identifier, a label")
     add("--label-column", metavar="NAME", help="their column of labels, if not called label")
     add("--slices-per-scan", type=positive_int, metavar="N", help="make each N images a scan")
-    add("--patients", choices=["scan"], help="where unknown, each scan is another person's")
+    patients = "scan: where unknown, each scan is another person; named: so is each name"
+    add("--patients", choices=["scan", "named"], help=patients)
     add("--series", metavar="REGEX", help="read DICOM series so described alone")
     add(
         "--echo",

@@ -33,7 +33,7 @@ class Meaning(Enum):
     FREE = "free"  # nothing tells what it is
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Column:
     """A part of each path of a table."""
 
@@ -84,15 +84,31 @@ def columns_of(paths: Sequence[str], classes: Sequence[str]) -> list[Table]:
                 for column in found:
                     column.word = before
                     column.meaning = meaning_of(column, classes)
+                    if follows_date(columns, column) and all(map(names.is_time, column.values)):
+                        column.meaning = Meaning.DATE
                     before = constant_letters(column)
-                columns += found
+                    columns.append(column)
+                if count == 1 and level_from_end >= 0 and are_class_folders(found, classes):
+                    found[0].meaning = Meaning.LABEL
         tables.append(Table(rows, columns))
     return tables
 
 
+def follows_date(columns: list[Column], column: Column) -> bool:
+    last = columns[-1] if columns else None
+    return last is not None and last.meaning is Meaning.DATE and last.level == column.level
+
+
+def are_class_folders(found: list[Column], classes: Sequence[str]) -> bool:
+    """Whether they are whole folders called like classes, which may be numbers."""
+    values = set(found[0].values)
+    return len(found) == 1 and all(names.label_of_folder(value, list(classes)) for value in values)
+
+
 def fields_of(part: str) -> list[Field]:
     """What separators part: p01_LEFT 7 -> p01, LEFT, 7. Dates and L_E_F_T stay whole."""
-    return [Field(match[0], match.start()) for match in names.FIELD.finditer(part)]
+    found = [Field(match[0], match.start()) for match in names.FIELD.finditer(part)]
+    return found or [Field(part, 0)] * bool(part)  # a folder may be called ##
 
 
 def split_runs(cells: list[Field], level: int, index: int) -> list[Column]:

@@ -1,75 +1,40 @@
-"""What was found -> labels, scans, patients: told, inferred by a stated rule, or readings to type.
+"""What was found -> labels, scans, patients: told, or inferred by a stated rule.
 
-    ways = identify(found, classes, options, problems)
+    known = identify(found, classes, options, problems, root)
+    known.ways, known.unknown
 
 Told: by DICOM tags, a manifest, --name-pattern, AKOA's names and those of --write-slices. Inferred:
-from the columns of all names together (columns.py, patients.py). The rest is not guessed.
+from the columns of all names together (columns.py, patients.py). The rest is asked for
+(readings.py).
 """
 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.files import abridged
 from scans import names
-from scans.columns import Column, Meaning, columns_of, last_running_column, slice_column
-from scans.label_tables import LabelTables
-from scans.names import label_of_word, natural_order, weigh
-from scans.patients import Patients, Reading, infer_patients
-from scans.slices import (
-    SIDES,
-    Contradiction,
-    DataError,
-    Kind,
-    Options,
-    Problem,
-    Slice,
-    Volume,
+from scans.columns import (
+    Column,
+    Meaning,
+    Table,
+    columns_of,
+    last_running_column,
+    slice_column,
 )
-from scans.volumes import side_of_position
+from scans.found import DICOM, EACH, NAMES, PATTERN, TABLE, Found
+from scans.label_tables import LabelTables
+from scans.labels import labels_of_tables, tell_labels
+from scans.names import label_of_word, natural_order
+from scans.patients import infer_patients
+from scans.slices import DataError, Kind, Options, Problem
 
-# How patients are known.
-TABLE, DICOM = "told by a table", "told by DICOM"
-PATTERN, NAMES = "told by --name-pattern", "told by names"
-EACH = "told by --patients scan: each scan another person"
 
-
-@dataclass(slots=True, eq=False)
-class Found:
-    """An image or a volume, and what is known of it: what slices are made of."""
-
-    source: str
-    path: str  # with slashes: below the data folder, or as a manifest or the command line has it
-    volume: Volume | None = None
-    label: str = ""
-    patient: str = ""
-    scan: str = ""
-    number: int = 0
-    way: str = ""  # how the patient is known
-    label_by: str = ""  # what told the label by itself: pattern, manifest or name
-    is_written: bool = False  # by --write-slices: its name tells all that was known
-
-    @property
-    def stem(self) -> str:
-        """The path without the ending of a file."""
-        if self.volume and os.path.isdir(self.volume.path):
-            return self.path  # of DICOM files
-        folder, _, name = self.path.rpartition("/")
-        name = names.VOLUME_ENDING.fullmatch(name)[1] if self.volume else os.path.splitext(name)[0]
-        return f"{folder}/{name}" if folder else name
-
-    def slices(self, prefix: str = "") -> Iterator[Slice]:
-        """Its slices; a prefix stands before the scan's name, unless that is AKOA's."""
-        scan = self.scan
-        if prefix and not names.AKOA_NAME.fullmatch(f"{scan}_0"):
-            scan = os.path.join(prefix, scan)
-        if self.volume is None:
-            yield Slice(self.source, None, self.label, self.patient, scan, self.number)
-        else:
-            for i in range(self.volume.slicing.slices):
-                yield Slice(self.source, i, self.label, self.patient, scan, i, self.volume)
+class Known(NamedTuple):
+    ways: list[str]  # in which patients are known
+    unknown: list[Found]  # labelled, but nothing tells the patient
+    strangers: list[Found]  # inferred patients, none of whom is among those that are told
 
 
 def identify(
@@ -79,8 +44,8 @@ def identify(
     problems: list[Problem],
     root: str = "",
     tables: LabelTables | None = None,
-) -> list[str]:
-    """Fill in labels, scans, numbers and patients. Returns the ways in which patients are known.
+) -> Known:
+    """Fill in labels, scans, numbers and patients; says how patients are known, and which are not.
 
     root is the folder that all are in, or "" for files that were named one by one: the folders of
     those are those of the machine, and their names come first.
@@ -100,7 +65,17 @@ def identify(
         item.label = ""
     remove_copies(found, problems)
     tell_scans(found, options, root, problems)
-    return tell_patients(found, classes, options, problems, bool(root))
+    tell_patients(found, classes, options)
+    unify_patients(found, problems)
+    labelled = [item for item in found if item.label]
+    inferred = [item for item in labelled if item.way.startswith("inferred")]
+    told = {x.patient for x in labelled if x.patient} - {x.patient for x in inferred}
+    both = {x.patient for x in labelled if not x.way.startswith("inferred")} - told
+    strangers = inferred if told and inferred and not both else []
+    ways = Counter(way for way, _ in {(x.way, x.scan) for x in labelled or found if x.way})
+    described = [f"{way} ({count} scans)" for way, count in ways.most_common()]
+    unknown = [item for item in labelled if not item.patient]
+    return Known(described if len(ways) > 1 else list(ways), unknown, strangers)
 
 
 # ---- told ----------------------------------------------------------------------------------------
@@ -130,27 +105,14 @@ def tell_by_pattern(
                 item.label, item.label_by = label, "pattern"
         item.scan = groups.get("scan", "") or item.scan
         if groups.get("patient") and item.way != TABLE:
-            item.patient, item.way = groups["patient"], PATTERN
-        if item.volume is None:
-            tell_number(item, match, groups)
+            item.patient, item.way = groups["patient"].strip(), PATTERN
+            item.patient_span = match.span("patient")
+        number = groups.get("slice", "")
+        if item.volume is None and number.isdecimal():
+            item.number = int(number)
+            scan = names.without_span(item.stem, match.span("slice"))
+            item.scan = item.scan or names.normalised_scan(scan, item.label)
     return unmatched
-
-
-def tell_number(item: Found, match: re.Match, groups: dict[str, str]) -> None:
-    """The group `slice` of --name-pattern, or behind a patient the number at the end of the name.
-
-    What is left of the path is the scan, if nothing else is.
-    """
-    number, start = groups.get("slice", ""), match.start("slice") if "slice" in groups else 0
-    if not number and groups.get("patient"):
-        number = names.number_at_end(item.stem)
-        start = len(item.stem) - len(number)
-        if start < match.end("patient"):
-            return  # it is the patient's
-    if number.isdecimal():
-        item.number = int(number)
-        scan = names.without_span(item.stem, (start, start + len(number)))
-        item.scan = item.scan or names.normalised_scan(scan, item.label)
 
 
 def tell_by_names(found: list[Found], classes: list[str]) -> None:
@@ -188,95 +150,6 @@ def remove_copies(found: list[Found], problems: list[Problem]) -> None:
         problems.append(Problem("", Kind.REMARK, text + abridged(twice)))
 
 
-# ---- labels --------------------------------------------------------------------------------------
-
-
-def tell_labels(
-    found: list[Found], classes: list[str], below_root: bool, problems: list[Problem]
-) -> None:
-    """The label that pattern, name, folder, header and position agree on; "" if they don't."""
-    of_columns = labels_of_columns(found, classes)
-    for item in found:
-        try:
-            witnesses = [(item.label_by, item.label)] if item.label else []
-            if item.label_by != "pattern":
-                told = labels_of_path(item.path, classes, below_root)
-                of_column = of_columns.get(item, [])
-                told += of_column if below_root else of_column[-1:] * (not told)
-                witnesses += [w for w in told if w[0] == "folder" or not item.is_written]
-            witnesses += labels_of_header(item.volume, classes) if item.volume else []
-            item.label = weigh(list(dict.fromkeys(witnesses)))
-        except Contradiction as error:
-            if item.label_by == "manifest":
-                problems.append(Problem(item.source, Kind.REMARK, str(error)))
-                continue
-            problems.append(Problem(item.source, Kind.CONTRADICTION, str(error)))
-            item.label = ""
-
-
-def labels_of_tables(
-    found: list[Found], tables: LabelTables, below_root: bool, problems: list[Problem]
-) -> None:
-    """--labels: of the row whose identifier is the patient or a part of the path, of its side."""
-    for item in found:
-        parts = [item.patient, item.scan, *item.stem.split("/")]
-        fields = [field[0] for part in parts[2:] for field in names.FIELD.finditer(part)]
-        numbers = [run[0] for field in fields for run in names.RUN.finditer(field)]
-        try:
-            told = labels_of_path(item.path, list(SIDES), below_root)
-            told += labels_of_header(item.volume, list(SIDES)) if item.volume else []
-            label = tables.find([*parts, *fields, *numbers], weigh(told))
-        except Contradiction as error:
-            problems.append(Problem(item.source, Kind.CONTRADICTION, str(error)))
-            continue
-        item.label, item.label_by = (label.label, "table") if label else ("", "")
-
-
-def labels_of_path(path: str, classes: list[str], below_root: bool) -> list[tuple[str, str]]:
-    """A word for a side in the name; a folder called like a class, or with such a word.
-
-    Of a path that a person typed only what is nearest to its end counts.
-    """
-    *folders, name = path.split("/")
-    found = []
-    if names.are_sides(classes) and (side := names.side_in(name)):
-        found.append(("name", label_of_word(side, classes)))
-    for folder in reversed(folders):
-        if found and not below_root:
-            break
-        label = names.label_of_folder(folder, classes)
-        if not label and names.are_sides(classes) and (side := names.side_in(folder)):
-            label = label_of_word(side, classes)
-        if label:
-            found.append(("folder", label))
-    of_folders = {label for who, label in found if who == "folder"}
-    if len(of_folders) > 1:
-        said = " and ".join(sorted(of_folders))
-        raise Contradiction(f"its folders say {said}; --name-pattern or a manifest can tell")
-    return found
-
-
-def labels_of_columns(found: list[Found], classes: list[str]) -> dict[Found, list[tuple[str, str]]]:
-    """Labels by columns such as L R L or normal normal abnormal."""
-    labels = defaultdict(list)
-    unknown = [item for item in found if not item.label]
-    for table in columns_of([item.stem for item in unknown], classes):
-        for column in table.of(Meaning.LABEL):
-            who = "name" if column.level == -1 else "folder"
-            for row, word in zip(table.rows, column.values, strict=True):
-                if label := label_of_word(word, classes):
-                    labels[unknown[row]].append((who, label))
-    return labels
-
-
-def labels_of_header(volume: Volume, classes: list[str]) -> list[tuple[str, str]]:
-    if not names.are_sides(classes):
-        return []
-    found = [("header", side) for side in sorted(volume.sides)]
-    found.append(("position", side_of_position(volume)))
-    return [(who, label_of_word(side, classes)) for who, side in found if side]
-
-
 # ---- scans ---------------------------------------------------------------------------------------
 
 
@@ -293,6 +166,7 @@ def tell_scans(found: list[Found], options: Options, root: str, problems: list[P
     for some in ([x for x in unknown if x.label], [x for x in unknown if not x.label]):
         for table in columns_of([item.stem for item in some], ()):
             members = [some[row] for row in table.rows]
+            mark_patients(table, members)
             for item in members:
                 item.scan = names.normalised_scan(item.stem, item.label)
             column = slice_column(table)
@@ -306,15 +180,35 @@ def tell_scans(found: list[Found], options: Options, root: str, problems: list[P
                 take_numbers(members, column, os.path.basename(os.path.abspath(root or ".")))
 
 
+def mark_patients(table: Table, found: list[Found]) -> None:
+    """Give the columns in which --name-pattern found the patient that meaning."""
+    if not all(item.patient_span for item in found):
+        return
+    for column in table.columns:
+        within = True
+        for item, (start, end) in zip(found, column.spans, strict=True):
+            before = start_of_level(item.stem, column.level)
+            first, last = item.patient_span
+            within = within and before + start < last and before + end > first
+        if within:
+            column.meaning = Meaning.PATIENT
+
+
+def start_of_level(stem: str, level: int) -> int:
+    """Where a folder of a path begins: 0 is the first, -1 the name."""
+    parts = stem.split("/")
+    return sum(len(part) + 1 for part in (parts[:-1] if level == -1 else parts[:level]))
+
+
 def take_numbers(found: list[Found], column: Column, otherwise: str) -> None:
-    """Make what differs in this column alone one scan, unless that is of two labels."""
+    """Make what differs in this column alone one scan, unless that is of two labels or patients."""
     scans = []
     for item, (start, end) in zip(found, column.spans, strict=True):
         before = item.stem.rfind("/") + 1
         rest = names.without_span(item.stem, (before + start, before + end))
         scans.append(names.normalised_scan(rest, item.label) or otherwise)
-    labels = {(scan, item.label) for scan, item in zip(scans, found, strict=True)}
-    if len(labels) == len(set(scans)):
+    known = {(scan, x.label, x.patient) for scan, x in zip(scans, found, strict=True)}
+    if len(known) == len(set(scans)):
         for item, scan, number in zip(found, scans, column.values, strict=True):
             item.scan, item.number = scan, int(number)
 
@@ -343,60 +237,32 @@ def count_scans(found: list[Found], size: int) -> None:
 # ---- patients ------------------------------------------------------------------------------------
 
 
-def tell_patients(
-    found: list[Found],
-    classes: list[str],
-    options: Options,
-    problems: list[Problem],
-    below_root: bool,
-) -> list[str]:
-    """Patients that nothing told, by a rule of patients.py; readings are a problem of that kind."""
-    labelled = [item for item in found if item.label]
-    for some in (labelled, [item for item in found if not item.label]):
+def tell_patients(found: list[Found], classes: list[str], options: Options) -> None:
+    """Patients that nothing told: each scan another person, or by a rule of patients.py."""
+    for some in ([x for x in found if x.label], [x for x in found if not x.label]):
         unknown = [item for item in some if not item.patient]
-        scans = [item.scan for item in unknown]
         if options.patients == "scan":
             for item in unknown:
                 item.patient, item.way = item.scan, EACH
             continue
         paths = [item.scan if item.is_written else item.stem for item in unknown]
-        inferred = infer_patients(paths, scans, classes)
+        inferred = infer_patients(paths, [item.scan for item in unknown], classes)
         for item, patient in zip(unknown, inferred.of, strict=True):
             item.patient, item.way = patient, f"inferred: {inferred.rule}" if patient else ""
-        # Of one scan there is nothing to part, and a prediction needs no patient.
-        asks = some is labelled and below_root and len(set(scans)) > 1
-        if asks and not inferred.rule:
-            problems.append(Problem("", Kind.NAMELESS, describe_readings(unknown, inferred)))
-    ways = Counter(way for way, _ in {(x.way, x.scan) for x in labelled or found if x.way})
-    if len(ways) < 2:
-        return list(ways)
-    return [f"{way} ({count} scans)" for way, count in ways.most_common()]
 
 
-def describe_readings(found: list[Found], inferred: Patients) -> str:
-    """What can be typed, whichever is true, and what it would give."""
-    scans = Counter(item.scan for item in found)
-    readings = list(inferred.readings)
-    images = [item for item in found if item.volume is None]
-    how = "can be read in several ways"
-    if len(readings) == 1:
-        how = "do not say who the patient is"
-        sizes = {n for scan, n in scans.items()} if len(images) == len(found) else {1}
-        for size in (40, 1):
-            if max(sizes) > 1 and not any(n % size for n in sizes):
-                count = len(images) // size
-                flags = f"--slices-per-scan {size} --patients scan"
-                readings.append(Reading(flags, count, count))
-    readings = [r for r in readings if r.patients > 2] or readings
-    width = max((len(reading.flags) for reading in readings), default=0)
-    lines = [
-        f"the names of {len(scans)} scans, such as {found[0].path}, {how}. Add the flags that are "
-        "true, or make a manifest:"
-    ]
-    for r in readings:
-        each = "each another person" if r.patients == r.scans else f"{r.scans} scans"
-        examples = f": {r.examples}" if r.examples else ""
-        lines.append(f"  {r.flags:<{width}}  {r.patients} patients, {each}{examples}")
-    if any(names.is_subset(part) for item in found[:1] for part in item.path.split("/")[:-1]):
-        lines.append("  (folders such as train and test: python dataset.py DIR --write-split CSV)")
-    return "\n".join(lines)
+def unify_patients(found: list[Found], problems: list[Problem]) -> None:
+    """One spelling, the first, for p01, P01, patient 1 and 1, however they are known.
+
+    They may be two people, but if they are one, who is taken for two leaks.
+    """
+    spellings: dict[str, dict[str, None]] = defaultdict(dict)
+    for item in found:
+        if item.patient and item.way != EACH:
+            of_one = spellings[names.patient_key(item.patient)]
+            of_one[item.patient] = None
+            item.patient = next(iter(of_one))
+    several = [" = ".join(of_one) for of_one in spellings.values() if len(of_one) > 1]
+    if several:
+        text = f"{len(several)} patients are spelled in several ways, and taken for one each: "
+        problems.append(Problem("", Kind.REMARK, text + abridged(several)))

@@ -9,14 +9,17 @@ What can be trained on: `labelled.list_labelled`.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.files import abridged
 from scans import names
 from scans.dicom import problem_of
-from scans.identities import TABLE, Found, identify
-from scans.label_tables import read_labels
+from scans.found import TABLE, Found
+from scans.identities import identify
+from scans.label_tables import LabelTables, read_labels
 from scans.names import is_image, label_of_word, natural_order
+from scans.readings import ask, ask_of_strangers
 from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume
 from scans.slices import (
     FAILURES,
@@ -81,7 +84,7 @@ def list_slices(
     for path, found in [*groups, ("", files)]:
         root = path if os.path.isdir(path) else os.path.dirname(path)
         root = os.path.abspath(root) if path else ""
-        ways += identify(found, classes, options, lister.problems, root, tables)
+        ways += lister.identify(found, root, tables)
         prefix = path if len(paths) > 1 else ""
         slices += [s for item in found for s in item.slices(prefix)]
     if tables:
@@ -141,6 +144,22 @@ class Lister:
 
     def note(self, kind: Kind, text: str, path: str = "") -> None:
         self.problems.append(Problem(path, kind, text))
+
+    def identify(self, found: list[Found], root: str, tables: LabelTables | None) -> list[str]:
+        """Fill in what is known of each. Returns the ways in which patients are known.
+
+        Of one scan there is nothing to part, and a prediction of single files needs no patient:
+        otherwise it is asked for where nothing tells it.
+        """
+        pristine = [replace(item) for item in found] if root else []
+        arguments = self.classes, self.options
+        known = identify(found, *arguments, self.problems, root, tables)
+        if root and len({item.scan for item in known.unknown}) > 1:
+            self.note(Kind.NAMELESS, ask(pristine, known.unknown, *arguments, root, tables))
+        elif root and known.strangers and self.options.patients != "named":
+            others = {item.scan for item in found if item.label} - {x.scan for x in known.strangers}
+            self.note(Kind.NAMELESS, ask_of_strangers(len(others), known.strangers))
+        return known.ways
 
     def read_folder(self, root: Path) -> list[Found]:
         """All images and volumes below a folder, in natural order.
@@ -205,7 +224,6 @@ class Lister:
             item.way = TABLE if row.patient else ""
             if is_image(os.path.basename(file)):
                 item.number = int(names.number_at_end(Path(file).stem) or 0)
-                item.scan = row.scan or (f"{row.patient} {label}" if row.patient else "")
                 found[file] = item
                 continue
             try:

@@ -24,7 +24,8 @@ AKOA_NAME = re.compile(
     re.IGNORECASE,
 )
 AKOA_PATIENT = re.compile(r"OAI\d+")
-AKOA_VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
+AKOA_TIME = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
+VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
 # patient=p01,scan=left%2Fp01,label=left_7 (without its suffix .png)
 WRITTEN_NAME = re.compile(
     r"patient=(?P<patient>[^,]*),scan=(?P<scan>[^,]+),label=(?P<label>[^,]*)_(?P<number>\d+)"
@@ -41,6 +42,7 @@ YEAR_LAST = re.compile(r"(\d\d)[-_.]?(\d\d)[-_.]?(?:19|20)\d\d")
 NAMED_MONTH = re.compile(
     r"\d{1,2}(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\d{2,4}", re.I
 )
+TIME = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
 VISIT = re.compile(
     r"(?:v|visit|vis|ses|session|tp|t|timepoint|time|fu|followup|m|mo|month|w|wk|week|y|yr|year)"
     r"\d{1,3}|\d{1,3}(?:m|mo|mth|months?|w|wk|weeks?|y|yr|years?)"
@@ -50,12 +52,13 @@ VISIT = re.compile(
 OAI_PATIENT = re.compile(r"9\d{6}")
 SUBSET_WORDS = set("train training val valid validation dev test testing images".split())
 PATIENT_WORDS = set("patient pat pt subject subj sub participant person oai p pid".split())
+WORD_AND_REST = re.compile(r"([^\W\d_]*)[\W_]*(.*)", re.S)
 NEVER_IN_PATIENTS = ("left", "right", "baseline", "followup", "screening")
 SLICE_WORDS = set("slice sl slc z image img im frame".split())
 VISIT_WORDS = set("visit vis v session ses timepoint tp followup fu month week year".split())
 OTHER_WORDS = set(
     "series ser se run acq acquisition echo scan exam examination study date time uid seq te tr "
-    "rec part version ver fold copy".split()
+    "rec part version ver fold copy st acc accession an pacs page phase view".split()
 )
 SEQUENCE_WORDS = set(
     "sag sagittal cor coronal ax axial tra transverse 2d 3d d dess t1 t2 t pd pdw tse fse gre se "
@@ -102,7 +105,14 @@ def normalised_scan(stem: str, label: str) -> str:
 
 def folded(text: str) -> str:
     """The same for p01, P01 and p1."""
-    return re.sub(r"\d+", lambda digits: digits[0].lstrip("0"), text.casefold())
+    return re.sub(r"\d+", lambda digits: str(int(digits[0])), text.casefold())
+
+
+def patient_key(name: str) -> str:
+    """The same for p01, P1, patient 1, 001 and 1."""
+    match = WORD_AND_REST.fullmatch(name.strip().casefold())
+    is_word = match[1] in PATIENT_WORDS and match[2]
+    return folded(match[2] if is_word else match[0])
 
 
 def number_at_end(stem: str) -> str:
@@ -135,6 +145,11 @@ def is_date(text: str) -> bool:
         low, high = sorted(map(int, match.groups()))
         return 1 <= low <= 12 and high <= 31
     return bool(NAMED_MONTH.fullmatch(text))
+
+
+def is_time(text: str) -> bool:
+    """Of a day: 235959."""
+    return bool(TIME.fullmatch(text))
 
 
 def is_visit(text: str) -> bool:

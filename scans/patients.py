@@ -9,38 +9,26 @@ no other reading of the names could part one:
    with one 9126260 only, and not the other way round), where some of it occur in several scans.
 
 Sides, labels, visits, dates, subsets and words for sequences are never patients. Where no rule
-holds there are readings: each a line to type, with what it would give.
+holds, readings.py asks.
 """
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from common.files import abridged
 from scans import names
-from scans.columns import Column, Meaning, Table, columns_of, running_columns, slice_column
+from scans.columns import Column, Meaning, Table, columns_of, slice_column
 
 MOST_SCANS = 40  # of one patient; a column with more of one value is rather a site or a batch
-MOST_READINGS = 3
-
-
-class Reading(NamedTuple):
-    """A way to read the names, as it is typed."""
-
-    flags: str
-    patients: int
-    scans: int
-    examples: str = ""  # some of the patients
+FEW_VALUES = 5  # a column of so few may be visits or views, and what counts slices the patient
 
 
 class Patients(NamedTuple):
-    """The patient of each path and how that is known, or readings to choose from."""
+    """The patient of each path, and how that is known."""
 
     of: list[str]  # "" for all where it is not known
     rule: str = ""  # such as: the 7 digits of the OAI
-    readings: list[Reading] = []  # noqa: RUF012  # a default that nobody changes
 
 
 def infer_patients(paths: Sequence[str], scans: Sequence[str], classes: Sequence[str]) -> Patients:
@@ -63,7 +51,7 @@ def infer_patients(paths: Sequence[str], scans: Sequence[str], classes: Sequence
         # Of a column that no word and no form makes the patient's, some must occur again.
         if all(choice.rule != "column" for choice in chosen) or max(scans_of.values()) > 1:
             return Patients(of, describe(chosen[0]))
-    return Patients([""] * len(paths), readings=find_readings(paths, scans, tables))
+    return Patients([""] * len(paths))
 
 
 class Choice(NamedTuple):
@@ -87,22 +75,50 @@ def choose_column(table: Table, scans: Sequence[str]) -> Choice | None:
     if of_words:
         first, *others = [*of_words, *oai]
         same = all(determines(first, c) and determines(c, first) for c in others)
-        return Choice("word", first) if same and not is_mixed(first) else None
+        is_clear = same and not is_mixed(first) and not stands_behind(first, counting, free, table)
+        return Choice("word", first) if is_clear else None
     if len(oai) == 1 and (occurs_again(oai[0], of_rows) or not free):
-        # 12_9309302: is that the 12th patient's study? A site, such as C, is shorter.
+        # 12_9309302: is that the 12th patient's study? Of two values it is a site.
         coarser = [c for c in free if c is not oai[0] and determines(oai[0], c)]
-        if all(min(map(len, c.values)) < 2 for c in coarser):
+        if all(len(set(c.keys)) <= 2 for c in coarser):
             return Choice("OAI", oai[0])
     coarsest = [c for c in free if all(determines(other, c) for other in free)]
-    if not coarsest or not occurs_again(coarsest[0], of_rows):
-        return None
-    if is_mixed(coarsest[0]) or seems_glued(coarsest[0]):
-        return None
-    finer = [c for c in free if not determines(coarsest[0], c)]
-    if any(occurs_again(c, of_rows) or hides_another(c, coarsest[0]) for c in finer):
-        return None  # of 2-005_LEFT: the site, or the patient?
-    scans_of = Counter(key for key, _ in set(zip(coarsest[0].keys, of_rows, strict=True)))
-    return Choice("column", coarsest[0]) if max(scans_of.values()) <= MOST_SCANS else None
+    if coarsest and is_safe(coarsest[0], counting, table, of_rows):
+        return Choice("column", coarsest[0])
+    return None
+
+
+def stands_behind(
+    column: Column, counting: Column | None, free: list[Column], table: Table
+) -> bool:
+    """Whether something before it may be the patient: of 3848_p1 and 5_p1, p1 is a page."""
+    order = table.columns.index
+    if counting and counting.meaning is not Meaning.SLICE and order(counting) < order(column):
+        return True
+    values = len(set(column.keys))
+    many = [c for c in free if order(c) < order(column) and len(set(c.keys)) >= values]
+    return any(not determines(c, column) and not determines(column, c) for c in many)
+
+
+def is_safe(column: Column, counting: Column | None, table: Table, scans: Sequence[str]) -> bool:
+    """Whether no other reading could part a patient of this column, which all others determine."""
+    values = len(set(column.keys))
+    if values < 3 or not occurs_again(column, scans) or is_mixed(column) or seems_glued(column):
+        return False
+    if any(determines(label, column) for label in table.of(Meaning.LABEL)):
+        return False
+    if counting and counting.meaning is not Meaning.SLICE:
+        # Of new/left/3: is the 3 a slice, or a patient?
+        if table.columns.index(counting) < table.columns.index(column):
+            return False
+        if values <= FEW_VALUES and len(set(counting.keys)) > values:
+            return False
+    free = [c for c in table.of(Meaning.FREE) if c is not counting]
+    finer = [c for c in free if not determines(column, c)]
+    if any(occurs_again(c, scans) or hides_another(c, column) for c in finer):
+        return False  # of 2-005_LEFT: the site, or the patient?
+    scans_of = Counter(key for key, _ in set(zip(column.keys, scans, strict=True)))
+    return max(scans_of.values()) <= MOST_SCANS
 
 
 def determines(column: Column, other: Column) -> bool:
@@ -189,80 +205,3 @@ def describe(choice: Choice) -> str:
         return ordinal + "the name"
     folder = "the first folder" if column.level == 0 else f"folder {column.level + 1}"
     return folder if not column.index and column.run is None else f"{ordinal}{folder}"
-
-
-# ---- readings ------------------------------------------------------------------------------------
-
-
-def find_readings(paths: Sequence[str], scans: Sequence[str], tables: list[Table]) -> list[Reading]:
-    """--name-pattern for the likeliest columns, each tried on all paths, and --patients scan."""
-    table = max(tables, key=lambda table: len(table.rows))
-    counting = slice_column(table)
-    numbers = [None] if counting else running_columns(table) or [None]
-    candidates = [
-        c
-        for c in table.of(Meaning.PATIENT, Meaning.FREE, Meaning.OTHER)
-        if c is not counting and len(set(c.keys)) > 1
-    ]
-    found: list[Reading] = []
-    for number in reversed(numbers):  # the last of several numbers counts slices most often
-        readings = set()
-        for column in candidates:
-            if number is column:
-                continue
-            groups = {"patient": column} | ({"slice": number} if number else {})
-            pattern = pattern_of(groups, table)
-            matches = [re.search(pattern, path) for path in paths]
-            fits = all(
-                matches[row] and matches[row]["patient"] == value
-                for row, value in zip(table.rows, column.values, strict=True)
-            )
-            if fits and all(matches):
-                of = [names.folded(match["patient"]) for match in matches]
-                of_scans = scans if number is None else without_numbers(matches)
-                count = len(set(zip(of, of_scans, strict=True)))
-                flags = f"--name-pattern {shlex.quote(pattern)}"
-                examples = abridged(sorted({match["patient"] for match in matches}), 3)
-                readings.add(Reading(flags, len(set(of)), count, examples))
-        found += sorted(readings, key=lambda reading: (reading.patients, reading.flags))
-    found = [reading for reading in found if reading.patients > 2] or found
-    if numbers == [None]:
-        found = found[: MOST_READINGS - 1]
-        found.append(Reading("--patients scan", len(set(scans)), len(set(scans))))
-    return found[:MOST_READINGS]
-
-
-def without_numbers(matches: list[re.Match]) -> list[str]:
-    """The paths without what the group `slice` finds: the scans that they make."""
-    return [m.string[: m.start("slice")] + m.string[m.end("slice") :] for m in matches]
-
-
-def pattern_of(groups: dict[str, Column], table: Table) -> str:
-    """A regular expression, from the beginning of a path, with these columns as its groups."""
-    name_of = {id(column): name for name, column in groups.items()}
-    levels: dict[int, dict[int, list[Column]]] = {}
-    for column in table.columns:
-        levels.setdefault(column.level, {}).setdefault(column.index, []).append(column)
-    parts = []
-    for level in sorted(levels, key=lambda level: (level == -1, level)):
-        fields = levels[level]
-        last = max(
-            (i for i, runs in fields.items() if any(id(c) in name_of for c in runs)), default=-1
-        )
-        written = [pattern_of_field(fields[i], name_of) for i in range(last + 1)]
-        parts.append("[\\W_]+".join(written) + ("" if level == -1 else "[^/]*"))
-    while parts and "(?P<" not in parts[-1]:
-        parts.pop()
-    return "^" + "/".join(parts).removesuffix("[^/]*")
-
-
-def pattern_of_field(runs: list[Column], name_of: dict[int, str]) -> str:
-    if not any(id(column) in name_of for column in runs):
-        return "[^\\W_]+"
-    written = []
-    for column in runs:
-        text = "[^\\W_]+" if column.run is None else "[^\\W\\d_]+"
-        text = "\\d+" if column.is_number else text
-        name = name_of.get(id(column))
-        written.append(f"(?P<{name}>{text})" if name else text)
-    return "".join(written)

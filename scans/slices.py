@@ -39,7 +39,9 @@ class Options:
     slices_per_scan: int | None = None  # so many images of a folder, in sorted order, are a scan
     labels: Sequence[str] = ()  # tables of labels by identifier: label_tables.py
     label_column: str | None = None  # of those tables, where it is not called label
-    patients: str | None = None  # "scan": each scan whose patient nothing tells is another person's
+    # "scan": each scan whose patient nothing tells is another person's; "named": patients that are
+    # told and patients that are inferred from names are never the same people
+    patients: str | None = None
     series: str | None = None  # regular expression: of descriptions, the series that are read
     echo: int | None = None  # of several echoes of a series: 1 is the shortest, as None is
     cache_dir: Path | None = None  # keeps the headers of volumes; None: they are not kept

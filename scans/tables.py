@@ -26,6 +26,7 @@ LABEL = ["label class target category".split(), ["grade"]]
 # What may be a patient, or a visit, a scan or a knee of one.
 UNCLEAR = "id case caseid name pid person mrn barcode accession accessionnumber studyid"
 IDENTIFIERS = {*PATH, *PATIENT, *SCAN, *UNCLEAR.split(), "exam", "examid", "uid", "kneeid"}
+NOBODY = {"unknown", "none", "?", "-"}
 MISSING = {"", ".", "na", "n/a", "nan", "null"}
 
 
@@ -49,6 +50,11 @@ def coded(value: str) -> Coded:
     if dot and number.isdecimal() and zeros and not zeros.strip("0"):  # 2.0 is 2: pandas wrote it
         return Coded(number, "")
     return Coded(value.strip(), "")
+
+
+def number_of(patient: str) -> str:
+    """12.0 is 12: pandas wrote it."""
+    return coded(patient).code if not coded(patient).text else patient
 
 
 def text_of(cell: str) -> str:
@@ -169,6 +175,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     for line, row in table.rows:
         file, label = file_of(path, row[columns.path]), label_in(row[columns.label])
         patient, scan = (text_of(row[column]) if column else "" for column in columns[2:])
+        patient = "" if is_missing(patient) or patient.lower() in NOBODY else number_of(patient)
         rows.append(ManifestRow(line, file, label, patient, scan))
     return rows
 

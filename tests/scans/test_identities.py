@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import AKOA
 
-from scans.identities import Found, identify
+from scans.found import Found
+from scans.identities import identify
 from scans.label_tables import read_labels
 from scans.slices import SIDES, Kind, Options
 

@@ -189,7 +189,7 @@ def test_manifest_tells_all_and_its_paths_are_relative_to_it(tmp_path, monkeypat
     assert rows == {
         ("1.png", "left", "p1", "s1", 1),
         ("2.png", "left", "p1", "s1", 2),
-        ("x.png", "right", "p2", "p2 right", 0),
+        ("x.png", "right", "p2", "b,c/x", 0),
     }
 
 

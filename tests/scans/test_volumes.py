@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from volume_files import FORMATS, noise, sitk, volume, write_dicom
 
-from scans import identities
+from scans import found as found_module
+from scans import identities, labels
 from scans.listing import below
 from scans.series import find_volumes, open_volume
 from scans.slices import SIDES, DataError, Options, Volume
@@ -38,10 +39,8 @@ def read(path: Path, plane: str = "stored") -> np.ndarray:
 def tell(v: Volume, root: Path) -> tuple[str | None, str]:
     """The side and who told it first, or None and why not."""
     problems = []
-    found = identities.Found(v.source, below(v.path, root), v)
-    told = identities.labels_of_path(found.path, SIDES, True) + identities.labels_of_header(
-        v, SIDES
-    )
+    found = found_module.Found(v.source, below(v.path, root), v)
+    told = labels.labels_of_path(found.path, SIDES, True) + labels.labels_of_header(v, SIDES)
     identities.identify([found], SIDES, Options(), problems, str(root))
     if found.label:
         return found.label, told[0][0]
