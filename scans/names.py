@@ -23,7 +23,7 @@ AKOA_NAME = re.compile(
     r"_(?P<number>\d+)",
     re.IGNORECASE,
 )
-AKOA_PATIENT = re.compile(r"OAI\d+")
+AKOA_VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
 AKOA_TIME = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
 VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
 # patient=p01,scan=left%2Fp01,label=left_7 (without its suffix .png)
