@@ -77,9 +77,10 @@ def choose_column(table: Table, scans: Sequence[str]) -> Choice | None:
         same = all(determines(first, c) and determines(c, first) for c in others)
         is_clear = same and not is_mixed(first) and not stands_behind(first, counting, free, table)
         return Choice("word", first) if is_clear else None
-    if len(oai) == 1 and (occurs_again(oai[0], of_rows) or not free):
+    others = [c for c in free if c not in oai]
+    if len(oai) == 1 and (occurs_again(oai[0], of_rows) or not others):
         # 12_9309302: is that the 12th patient's study? Of two values it is a site.
-        coarser = [c for c in free if c is not oai[0] and determines(oai[0], c)]
+        coarser = [c for c in others if determines(oai[0], c)]
         if all(len(set(c.keys)) <= 2 for c in coarser):
             return Choice("OAI", oai[0])
     coarsest = [c for c in free if all(determines(other, c) for other in free)]

@@ -259,3 +259,93 @@ def test_patients_scan_never_drops_what_is_told():
     paths = ["OAI9000001_V_1_LEFT_0.png", "OAI9000001_V_1_RIGHT_0.png", "x1_LEFT.png"]
     found, _ = tell(paths, patients="scan")
     assert found == dict(zip(paths, ["OAI9000001", "OAI9000001", "x1_LEFT"], strict=True))
+
+
+# ---- what somebody found who looked for leaks ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "form, views",
+    [
+        ("{view}/{side}/{p}.png", ["old", "new"]),  # the patient's number looks like a slice's
+        ("{view}/{side}/{p}.png", ["first", "second", "third", "fourth"]),
+        ("{side}/{p}_{view}.png", ["AP", "LAT"]),
+        ("{p}{view}_{side}.png", ["A", "B"]),
+        ("{letter}_p{view}_{side}.png", ["1", "2"]),  # p for page
+        ("{letter}/{side}/sub{view}/3.png", ["1", "2"]),
+        ("{p}_{study}_{side}.png", ["", "."]),
+        ("{side}/ST{study}/IM{view}.png", ["1", "2"]),
+        ("{view}/{side}_{p}_20060921_{time}.png", ["x", "y"]),
+        ("{letter}x{view}_{side}.nii.gz", ["a", "b"]),
+    ],
+)
+def test_views_pages_and_studies_are_never_taken_for_people(form, views):
+    draw, truth = random.Random(0), {}
+    for p in range(1, 9):
+        for number, view in enumerate(views):
+            study = draw.randint(9 * 10**6, 10**7 - 1)
+            for side in SIDES:
+                parts = {"p": p, "view": view, "side": side, "letter": "stuvwxyz"[p - 1]}
+                path = form.format(**parts, study=study, time=f"1{p % 10}{30 + number}00")
+                truth[path] = p
+    found, problems = tell(list(truth))
+    names_of = defaultdict(set)
+    for path, patient in found.items():
+        names_of[truth[path]].add(patient)
+    asked = any(problem.kind is Kind.NAMELESS for problem in problems)
+    assert asked or max(map(len, names_of.values())) == 1, found
+
+
+def test_the_folder_of_a_class_is_no_patient_though_it_is_a_number():
+    paths = [f"train/{grade}/{9_003_175 + 11 * i}L.png" for i, grade in enumerate("0123401234")]
+    found = [Found(path, path) for path in paths]
+    Lister(list("01234"), Options()).identify(found, "/data", None)
+    assert {x.patient for x in found} == {f"{9_003_175 + 11 * i}" for i in range(10)}
+
+
+def test_one_person_in_two_spellings_or_known_in_two_ways_is_one():
+    paths = ["OAI9000011_V00_left_1.png", "OAI9000011-V01-left-1.png"]
+    found, problems = tell(paths)
+    assert set(found.values()) == {"OAI9000011"}
+    assert "1 patients are spelled in several ways" in problems[0].text
+
+
+def test_patients_that_are_told_and_others_that_are_inferred_are_asked_for():
+    told = [f"OAI900001{i}_V00_left_1.png" for i in range(3)]
+    named = [f"{side}/p{i}.png" for i in range(3) for side in SIDES]
+    _, problems = tell(told + named)
+    assert problems[-1].kind is Kind.NAMELESS and "nobody is in both" in problems[-1].text
+    found, problems = tell(told + named, patients="named")
+    assert not problems and len(set(found.values())) == 6
+
+
+def test_a_patient_by_pattern_leaves_the_other_number_for_the_slice():
+    paths = [f"{side}/{p}_{i}.png" for side in SIDES for p in (1, 2, 3) for i in (1, 2, 3)]
+    found = [Found(path, path) for path in paths]
+    lister = Lister(list(SIDES), Options(r"(?P<patient>\d)_"))
+    lister.identify(found, "/data", None)
+    assert {x.scan for x in found} == {f"{side}/{p}" for side in SIDES for p in (1, 2, 3)}
+    assert not lister.problems
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [f"{x}{side}/{p}_1.png" for p in (5302, 77, 9) for side in SIDES for x in ("", "NY ")],
+        [f"{p}/left/s01/{i}_{d}.png" for p in "ab" for i in (1, 2) for d in (20090308, 20100101)],
+        [f"{side}/{name}.va.png" for side in SIDES for name in ("ann", "ANN", "bob")],
+        [f"OAS1_{p}_m-{k}_{i}_{s}.png" for p in "123" for k in "12" for i in "56" for s in "LR"],
+    ],
+)  # fmt: skip
+def test_what_is_printed_is_what_comes_of_it(paths):
+    _, problems = tell(paths)
+    for line in [x for x in problems[-1:] if x.kind is Kind.NAMELESS]:
+        for printed in line.text.splitlines()[1:]:
+            flags, counts = printed.strip().split("  ", 1)
+            options = {"patients": "scan"} if "--patients" in flags else {}
+            pattern = flags.split("'")[1] if "'" in flags else None
+            found = [Found(path, path) for path in paths]
+            Lister(list(SIDES), Options(pattern, **options)).identify(found, "/data", None)
+            patients = {x.patient for x in found if x.label}
+            assert counts.strip().startswith(f"{len(patients)} patients"), printed
+            assert len({(x.scan, x.patient) for x in found}) == len({x.scan for x in found})

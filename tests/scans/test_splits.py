@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import write_scan
 
+import dataset
 from common.program import UserError
 from scans import splits
 from scans.labelled import list_labelled
@@ -295,3 +296,47 @@ def test_split_of_many_classes_comes_back_and_an_older_file_with_sides_is_read(t
     lines = [f"{subset_of[n]},{s[0].label},{s[0].patient},{n},40" for n, s in sides.items()]
     path.write_text("\n".join(["subset,side,patient,scan,slices", *lines, ""]))
     assert splits.read_split(path, sides) == subset_of
+
+
+# ---- folders called train, val and test ----------------------------------------------------------
+
+
+def scans_of(paths: list[str]) -> dict[str, list[Slice]]:
+    """A slice a scan; data/train/p1.png is of patient p1."""
+    slices = [Slice(f"data/{path}", None, "left", Path(path).stem, path, 0) for path in paths]
+    return by_scan(slices)
+
+
+def test_folders_of_subsets_are_a_split_in_any_of_their_names():
+    paths = ["training/a/p1.png", "x/Valid/p2.png", "TEST/p3.png", "train/p4.png"]
+    found = splits.split_by_folder(scans_of(paths), "data")
+    assert found.note == ""
+    assert found.subset_of == dict(zip(paths, ["train", "val", "test", "train"], strict=True))
+
+
+@pytest.mark.parametrize("path", ["p9.png", "other/p9.png", "train/test/p9.png", "train.png"])
+def test_a_scan_in_no_folder_of_a_subset_or_in_two_is_refused(path):
+    scans = scans_of(["train/p1.png", "val/p2.png", "test/p3.png", path])
+    with pytest.raises(DataError, match=f"data/{path}: is not in one folder called train, val or"):
+        splits.split_by_folder(
+            scans_of(["train/p1.png", "val/p2.png", "test/p3.png", path]), "data"
+        )
+
+
+def test_a_subset_without_a_folder_is_made_of_patients_of_train_the_same_each_time():
+    paths = [f"train/p{i}.png" for i in range(16)] + ["valid/p99.png"]
+    found = splits.split_by_folder(scans_of(paths), "data", seed=3)
+    assert found == splits.split_by_folder(scans_of(paths[::-1]), "data", seed=3)
+    assert Counter(found.subset_of.values()) == {"train": 14, "test": 2, "val": 1}
+    assert found.note == "no folder is called test: 2 patients of train make each"
+    with pytest.raises(DataError, match="data: no folder is called train"):
+        splits.split_by_folder(scans_of(["val/p1.png", "test/p2.png"]), "data")
+
+
+def test_a_patient_in_two_folders_is_refused_and_no_split_is_written(tmp_path, capsys):
+    for path in ("train/left/p1_1.png", "test/right/p1_1.png", "train/right/p2_1.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    arguments = [str(tmp_path), "--write-split", str(tmp_path / "split.csv")]
+    assert dataset.main(arguments) == 2 and not (tmp_path / "split.csv").exists()
+    assert "1 patients are in more than one subset: p1 (test, train" in capsys.readouterr().err
