@@ -14,7 +14,8 @@ Prints how many slices, scans and patients of each class there are, their visits
 grey levels, copies, problems and the split that train.py would make, and draws a few slices of a
 few scans as the model will see them.
 
-Exit codes: 0 done, 1 some files can't be read, 2 unusable arguments or data, 130 interrupted.
+Exit codes, as train.py's: 0 done, 2 unusable arguments or data (some files can't be read), 130
+interrupted. With --write-slices 1 if some can't be read: the others are written.
 """
 
 import argparse
@@ -194,6 +195,13 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
         )
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
+    for name, subset in subsets.items():
+        labels = {s.label for s in subset.samples}
+        for label in [label for label in dataset.classes if label not in labels]:
+            lines.append(
+                f"warning: no patient of {name} has a {label} slice; more may, with larger "
+                "--val-fraction and --test-fraction"
+            )
     return lines
 
 
@@ -308,7 +316,7 @@ def run(args: argparse.Namespace) -> int:
     for line in overview.describe_scans(slices, classes):
         print(f"  {line}")
     print("files:", *overview.describe_files(slices, args.workers), sep="\n")
-    if series := describe_series(slices):
+    if series := describe_series(slices, classes):
         print("series:", *(f"  {line}" for line in series), sep="\n")
 
     size = tuple(args.image_size)
@@ -336,10 +344,12 @@ def run(args: argparse.Namespace) -> int:
         print("no image is in two scans")
     overview.draw_contact_sheet(overview.choose_shown(slices, whole.pixels, classes), sheet)
     print(f"contact sheet: {sheet}")
+    if not args.split_file and (note := splits.note_on_folders(by_scan(slices), args.data_dir)):
+        print(f"note: {note}")
     subsets = split_as_told(whole, args, pairs)
     print(f"the split that train.py makes of it (--seed {args.seed}):")
     print(*describe_subsets(whole, subsets), sep="\n")
-    return 1 if decoded.errors else 0
+    return 2 if decoded.errors else 0
 
 
 def keep_slices(args: argparse.Namespace) -> int:

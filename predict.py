@@ -42,6 +42,7 @@ from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
 from scans.images import describe_depths
 from scans.labelled import describe_contradictions, describe_patients
+from scans.series import check_one_sequence
 from scans.slices import FAILURES, Kind, Listing, Options, Problem, Slice
 
 CHUNK = 2048  # slices decoded at a time, in whole scans: memory stays the same for any number
@@ -218,7 +219,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.paths:
         return 0
     classes = model.preprocessing["classes"]
-    listing = list_slices(args.paths, classes, options_of(model, args))
+    options = options_of(model, args)
+    listing = list_slices(args.paths, classes, options)
+    if not options.series:
+        check_one_sequence(listing.slices)
     if not (listing.slices or listing.of_kind(*FAILURES)):
         raise UserError("no path was given: standard input or the manifest is empty")
     answers = predict_listing(model, listing, args)

@@ -27,7 +27,6 @@ import math
 import os
 import shlex
 import sys
-from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -91,10 +90,6 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     with first_process_first():  # the others open the headers that it kept
         listing = list_labelled(args.data_dir, classes, options_of(args))
     slices = listing.slices
-    if classes is None and not are_sides(listing.classes):
-        counts = Counter(s.label for s in slices)
-        found = ", ".join(f"{label} ({counts[label]:,} slices)" for label in listing.classes)
-        say(f"the labels are {found}; if one is misspelt, --classes names the right ones")
     classes = listing.classes
     if args.mirror_swap and not are_sides(classes):
         raise DataError(f"--mirror-swap swaps left and right; the classes are {', '.join(classes)}")
@@ -112,16 +107,15 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         if line:
             say(f"note: {line}")
 
+    note = splits.note_on_folders(scans, args.data_dir)
+    if note and not (args.split_file or args.resume):
+        say(f"note: {note}")
     resumed = args.resume / "split.csv" if args.resume else None
     subsets = split_as_told(dataset, args, pairs, resumed)
     for line in describe_subsets(dataset, subsets):
         say(line)
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
         say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
-    for name, subset in subsets.items():
-        labels = {s.label for s in subset.samples}
-        for label in [label for label in classes if label not in labels]:
-            say(f"warning: no patient of {name} has a {label} slice")
     return subsets
 
 

@@ -130,7 +130,7 @@ def sort_series(path: str, slices: list[Volume], echo: int | None = None) -> Vol
 
 def series_name(header: Volume) -> str:
     """For messages: series 4 (SAG_3D_DESS_LEFT)."""
-    return f"series {header.tags.get('number', '?')} ({header.description or 'no description'})"
+    return f"series {header.tags.get('number') or '?'} ({header.description or 'no description'})"
 
 
 def stack(path: str, slices: list[Volume]) -> Volume:

@@ -11,6 +11,7 @@ from scans.slices import Slice, Volume
 TABLE, DICOM = "told by a table", "told by DICOM"
 PATTERN, NAMES = "told by --name-pattern", "told by names"
 EACH = "told by --patients scan: each scan another person"
+INFERRED = "inferred"
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +26,7 @@ class Found:
     scan: str = ""
     number: int = 0
     way: str = ""  # how the patient is known
+    rule: str = ""  # by which it was inferred
     label_by: str = ""  # what told the label by itself: pattern, manifest or name
     patient_span: tuple[int, int] | None = None  # where --name-pattern found it in the path
     is_written: bool = False  # by --write-slices: its name tells all that was known
@@ -45,7 +47,7 @@ class Found:
         scan, patient = self.scan, self.patient
         if prefix and not names.AKOA_NAME.fullmatch(f"{scan}_0"):
             scan = os.path.join(prefix, scan)
-        if prefix and self.way.startswith("inferred"):
+        if prefix and self.way == INFERRED:
             patient = os.path.join(prefix, patient)
         if self.volume is None:
             yield Slice(self.source, None, self.label, patient, scan, self.number)

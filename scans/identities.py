@@ -23,7 +23,7 @@ from scans.columns import (
     last_running_column,
     slice_column,
 )
-from scans.found import DICOM, EACH, NAMES, PATTERN, TABLE, Found
+from scans.found import DICOM, EACH, INFERRED, NAMES, PATTERN, TABLE, Found
 from scans.label_tables import LabelTables
 from scans.labels import labels_of_tables, tell_labels
 from scans.names import label_of_word, natural_order
@@ -64,15 +64,17 @@ def identify(
     for item in unmatched:
         item.label = ""
     remove_copies(found, problems)
+    check_header_patients(found)
     tell_scans(found, options, root, problems)
     tell_patients(found, classes, options)
     unify_patients(found, problems)
     labelled = [item for item in found if item.label]
-    inferred = [item for item in labelled if item.way.startswith("inferred")]
-    told = {x.patient for x in labelled if x.patient} - {x.patient for x in inferred}
-    both = {x.patient for x in labelled if not x.way.startswith("inferred")} - told
-    strangers = inferred if told and inferred and not both else []
-    ways = Counter(way for way, _ in {(x.way, x.scan) for x in labelled or found if x.way})
+    inferred = [item for item in labelled if item.way == INFERRED]
+    of_told = {item.patient for item in labelled if item.way not in ("", INFERRED)}
+    in_both = of_told & {item.patient for item in inferred}
+    strangers = inferred if of_told and not in_both else []
+    scans = {(x.way, x.rule, x.scan) for x in labelled or found if x.way}
+    ways = Counter(f"{way}: {rule}" if rule else way for way, rule, _ in scans)
     described = [f"{way} ({count} scans)" for way, count in ways.most_common()]
     unknown = [item for item in labelled if not item.patient]
     return Known(described if len(ways) > 1 else list(ways), unknown, strangers)
@@ -131,6 +133,23 @@ def tell_by_names(found: list[Found], classes: list[str]) -> None:
             item.patient, item.way = identity.patient, NAMES
         if item.volume and item.volume.tags.get("patient") and not item.patient:
             item.patient, item.way = item.volume.tags["patient"], DICOM
+
+
+def check_header_patients(found: list[Found]) -> None:
+    """Raise DataError where a pattern, a name or a table makes several people of one PatientID.
+
+    A PatientID that all share, such as ANONYMOUS, tells nobody apart.
+    """
+    patients = defaultdict(set)
+    for item in found:
+        if item.volume and item.volume.tags.get("patient"):
+            patients[item.volume.tags["patient"]].add(item.patient)
+    for header, others in patients.items():
+        if len(others) > 1 and len(patients) > 1:
+            raise DataError(
+                f"the DICOM PatientID {header} is of {len(others)} patients otherwise: "
+                f"{abridged(sorted(others))}; let --name-pattern or the table tell no patient"
+            )
 
 
 def remove_copies(found: list[Found], problems: list[Problem]) -> None:
@@ -201,16 +220,41 @@ def start_of_level(stem: str, level: int) -> int:
 
 
 def take_numbers(found: list[Found], column: Column, otherwise: str) -> None:
-    """Make what differs in this column alone one scan, unless that is of two labels or patients."""
+    """Make what differs in this column alone one scan, unless most are of two labels or patients.
+
+    Raises DataError if a few are: a wrong row of a table.
+    """
     scans = []
     for item, (start, end) in zip(found, column.spans, strict=True):
         before = item.stem.rfind("/") + 1
         rest = names.without_span(item.stem, (before + start, before + end))
         scans.append(names.normalised_scan(rest, item.label) or otherwise)
-    known = {(scan, x.label, x.patient) for scan, x in zip(scans, found, strict=True)}
-    if len(known) == len(set(scans)):
+    known = Counter((scan, x.label, x.patient) for scan, x in zip(scans, found, strict=True))
+    of_scan = Counter(scan for scan, *_ in known)
+    odd = {scan for scan, count in of_scan.items() if count > 1}
+    if 0 < len(odd) <= len(of_scan) / 2:
+        refuse_odd_one(found, scans, known, odd)
+    if not odd:
         for item, scan, number in zip(found, scans, column.values, strict=True):
             item.scan, item.number = scan, int(number)
+
+
+def refuse_odd_one(found: list[Found], scans: list[str], known: Counter, odd: set[str]) -> None:
+    """Raise DataError with the name of an image whose label or patient is not that of its scan."""
+    counted = [
+        (known[scan, item.label, item.patient], item, scan)
+        for item, scan in zip(found, scans, strict=True)
+        if scan in odd
+    ]
+    _, item, scan = min(counted, key=lambda x: x[0])
+    most = max(counted, key=lambda x: x[0] if x[2] == scan else 0)[1]
+    what = "label" if item.label != most.label else "patient"
+    own, theirs = getattr(item, what), getattr(most, what)
+    raise DataError(
+        f"{item.source}: differs from {most.source} in the number of the slice alone, but its "
+        f"{what} is {own} and not {theirs}: correct it, or add a column scan to the table, or "
+        "--slices-per-scan 1"
+    )
 
 
 def count_scans(found: list[Found], size: int) -> None:
@@ -248,7 +292,8 @@ def tell_patients(found: list[Found], classes: list[str], options: Options) -> N
         paths = [item.scan if item.is_written else item.stem for item in unknown]
         inferred = infer_patients(paths, [item.scan for item in unknown], classes)
         for item, patient in zip(unknown, inferred.of, strict=True):
-            item.patient, item.way = patient, f"inferred: {inferred.rule}" if patient else ""
+            item.patient, item.rule = patient, inferred.rule
+            item.way = INFERRED if patient else ""
 
 
 def unify_patients(found: list[Found], problems: list[Problem]) -> None:

@@ -4,7 +4,9 @@ listing = list_labelled("AKOA_Analysis")
 listing.slices, listing.problems, listing.classes
 """
 
+import difflib
 import os
+import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from common.files import abridged
 from scans import names
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
-from scans.series import check_one_sequence
+from scans.series import check_one_sequence, is_volume
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 from scans.tables import missing_files
 
@@ -38,8 +40,7 @@ def list_labelled(
     if not os.path.exists(path):
         raise DataError(f"{path}: no such folder")
     if not (os.path.isdir(path) or is_manifest(os.fspath(path))):
-        raise DataError(f"{path}: expected a folder, or a manifest whose name ends in .csv")
-    name_pattern = options.name_pattern
+        raise DataError(f"{path}: {why_no_folder(os.fspath(path))}")
     listing = list_slices(path, classes, options)
     if not options.series:
         check_one_sequence(listing.slices)
@@ -49,14 +50,17 @@ def list_labelled(
     remarks = listing.of_kind(Kind.REMARK)
     contradictions = listing.of_kind(Kind.CONTRADICTION)
     images = [p for p in contradictions if is_image(os.path.basename(p.path))]
-    for line in describe_contradictions(images):
-        raise DataError(line)
+    if images:
+        raise DataError("\n".join(describe_contradictions(images)))
     for line in describe_contradictions(contradictions):
         remarks.append(Problem("", Kind.REMARK, f"{line}: left out"))
     labelled = [s for s in listing.slices if s.label]
     others = [s.name for s in listing.slices if not s.label]
     if not labelled:
-        raise DataError(nothing_labelled(path, others, listing.classes, name_pattern))
+        short = listing.of_kind(Kind.LOCALIZER)
+        if short and not others:
+            raise DataError(f"{path}: no scan, but {short[0]}")
+        raise DataError(nothing_labelled(path, others, listing.classes, options))
     if others:
         text = f"{len(others)} slices have no label and are left out: {abridged(others)}"
         remarks.append(Problem("", Kind.REMARK, text))
@@ -64,15 +68,41 @@ def list_labelled(
         text = f"{len(localizers)} series are too short for a scan: "
         text += abridged([problem.path for problem in localizers])
         remarks.append(Problem("", Kind.REMARK, text))
-    for problem in listing.of_kind(Kind.NAMELESS):
-        raise DataError(f"{path}: {problem.text}")
-    check_scans(labelled)
-    assert all(s.patient for s in labelled) or len({s.scan for s in labelled}) == 1
+    if nameless := listing.of_kind(Kind.NAMELESS):
+        raise DataError("\n".join([f"{path}: {nameless[0].text}", *map(str, remarks)]))
+    check_scans(labelled, "the manifest" if is_manifest(os.fspath(path)) else "the names")
     if is_manifest(os.fspath(path)):
         check_files(labelled, os.path.dirname(os.path.abspath(path)))
     labelled.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))
-    remarks += [Problem("", Kind.REMARK, line) for line in describe_patients(labelled, listing)]
-    return Listing(labelled, remarks, listing.classes, listing.patients)
+    lines = describe_patients(labelled, listing)
+    if classes is None and not names.are_sides(listing.classes):
+        lines = [describe_labels(labelled, listing.classes), *lines]
+    remarks += [Problem("", Kind.REMARK, line) for line in lines]
+    return Listing(labelled, remarks, listing.classes, listing.patients, listing.is_inferred)
+
+
+def why_no_folder(path: str) -> str:
+    """What a file is that was given for a folder."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return "a spreadsheet, not a table that can be read: save it as CSV"
+    if suffix == ".zip":
+        return "an archive: unpack it, and name the folder"
+    if is_volume(path) or is_image(os.path.basename(path)):
+        return f"one file of many: name its folder, {os.path.dirname(path) or '.'}"
+    return "expected a folder, or a manifest whose name ends in .csv or .tsv"
+
+
+def describe_labels(slices: list[Slice], classes: Sequence[str]) -> str:
+    """The labels that a table tells, with what may be misspelt."""
+    counts = Counter(s.label for s in slices)
+    text = "the labels are " + ", ".join(f"{x} ({counts[x]:,} slices)" for x in classes)
+    for label in classes:
+        others = [other for other in classes if other != label and not other.isdecimal()]
+        for near in difflib.get_close_matches(label, others, 1, cutoff=0.8):
+            if counts[label] < counts[near]:
+                return f"{text}; if {label} is {near} misspelt, correct it"
+    return f"{text}; --classes sets their order"
 
 
 def describe_contradictions(problems: list[Problem]) -> list[str]:
@@ -92,10 +122,10 @@ def check_classes_present(slices: list[Slice], classes: Sequence[str]) -> None:
     for label in classes:
         if not counts[label]:
             there = ", ".join(f"{name} ({count:,} slices)" for name, count in counts.items())
-            raise DataError(f"none of the slices is {label}; the classes found are {there}")
+            raise DataError(f"no slice has the label {label}; there are {there}")
 
 
-def check_scans(slices: list[Slice]) -> None:
+def check_scans(slices: list[Slice], where: str) -> None:
     """Raise DataError with its name if a scan has two labels or two patients."""
     for what in ("label", "patient"):
         found = defaultdict(set)
@@ -104,8 +134,8 @@ def check_scans(slices: list[Slice]) -> None:
         for scan, values in found.items():
             if len(values) > 1:
                 raise DataError(
-                    f"scan {scan} is of two {what}s: {', '.join(sorted(values))}; let the scan's "
-                    "name hold more of the path"
+                    f"scan {scan} is of two {what}s: {abridged(sorted(values))}; correct {where}, "
+                    "or let the scan's name hold more of the path"
                 )
 
 
@@ -125,7 +155,7 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
     low, high = min(scans_of.values()), max(scans_of.values())
     each = f"{low}" if low == high else f"{low} to {high}"
     lines = []
-    if "inferred" in listing.patients:
+    if listing.is_inferred:
         shown = list(scans.values())[:: max(1, len(scans) // 3)][:3]
         examples = ", ".join(f"{s.name} -> {s.patient}" for s in shown)
         text = f"patients are {listing.patients}: {len(scans_of)}, of {each} scans each: {examples}"
@@ -151,22 +181,38 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
 
 
 def nothing_labelled(
-    path: str | Path, unlabelled: list[str], classes: list[str], name_pattern: str | None
+    path: str | Path, unlabelled: list[str], classes: list[str], options: Options
 ) -> str:
     """Why nothing of it can be trained on, and what to do."""
+    first = f"; first: {unlabelled[0]}" if unlabelled else ""
+    what = f"{len(unlabelled)} slices but none with a label ({', '.join(classes)})"
+    if options.labels:
+        tables = ", ".join(map(str, options.labels))
+        return f"{path}: {what}; no identifier of {tables} is a part of their paths{first}"
+    if options.name_pattern:
+        text = f"--name-pattern {options.name_pattern} finds no label in their names"
+        if not any(re.search(options.name_pattern, name) for name in unlabelled):
+            text = (
+                f"--name-pattern {options.name_pattern} is found in none of their paths (these "
+                "have endings such as .png)"
+            )
+        return f"{path}: {what}; {text}{first}"
     if not unlabelled:
         what = "no images and no volumes"
-    else:
-        what = f"{len(unlabelled)} slices but none with a label ({', '.join(classes)})"
     folders = "folders " + " and ".join(f"{label}/" for label in classes)
     akoa = "names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, or "
     forms = (akoa if names.are_sides(classes) else "") + folders
-    expected = f"expected {forms}; --name-pattern or a manifest can tell otherwise"
-    if name_pattern:
-        expected = f"--name-pattern {name_pattern} finds no label in their names"
+    expected = f"expected {forms}; --name-pattern, --labels or a manifest can tell otherwise"
     if others := folders_like_classes(Path(path), unlabelled):
         expected += f"; if these folders are the classes: --classes {shlex.join(others)}"
-    return f"{path}: {what}; {expected}" + (f"; first: {unlabelled[0]}" if unlabelled else "")
+    return f"{path}: {what}; {expected}{first}"
+
+
+def is_no_class(folder: str) -> bool:
+    """Subsets, visits and patients are none."""
+    word = names.WORD_AND_REST.fullmatch(folder.lower())
+    is_patient = word[1] in names.PATIENT_WORDS and word[2]
+    return bool(names.is_subset(folder) or names.is_visit(folder) or is_patient)
 
 
 def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
@@ -178,7 +224,7 @@ def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
     found = [
         folders
         for folders in levels.values()
-        if len(folders) in CLASS_FOLDERS and not any(map(names.is_subset, folders))
+        if len(folders) in CLASS_FOLDERS and not any(map(is_no_class, folders))
     ]
     # Of p01/normal and p02/abnormal: classes are fewer than patients, and seldom numbered.
     named = [

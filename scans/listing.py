@@ -15,7 +15,7 @@ from pathlib import Path
 from common.files import abridged
 from scans import names
 from scans.dicom import problem_of
-from scans.found import TABLE, Found
+from scans.found import INFERRED, TABLE, Found
 from scans.identities import identify
 from scans.label_tables import LabelTables, read_labels
 from scans.names import is_image, label_of_word, natural_order
@@ -91,7 +91,7 @@ def list_slices(
         lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes()]
     slices = list({(s.source, s.index): s for s in slices}.values())
     problems = merge_remarks(lister.problems, slices, options)
-    return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)))
+    return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)), lister.is_inferred)
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -141,6 +141,7 @@ class Lister:
     def __init__(self, classes: list[str], options: Options = Options()):
         self.classes, self.options = classes, options
         self.problems: list[Problem] = []
+        self.is_inferred = False  # whether patients are, some of them
 
     def note(self, kind: Kind, text: str, path: str = "") -> None:
         self.problems.append(Problem(path, kind, text))
@@ -159,6 +160,7 @@ class Lister:
         elif root and known.strangers and self.options.patients != "named":
             others = {item.scan for item in found if item.label} - {x.scan for x in known.strangers}
             self.note(Kind.NAMELESS, ask_of_strangers(len(others), known.strangers))
+        self.is_inferred |= any(item.way == INFERRED for item in found if item.label)
         return known.ways
 
     def read_folder(self, root: Path) -> list[Found]:

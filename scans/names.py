@@ -24,8 +24,6 @@ AKOA_NAME = re.compile(
     re.IGNORECASE,
 )
 AKOA_VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
-AKOA_TIME = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d[0-5]\d")
-VISIT = re.compile(r"OAI\d+_([^_]+)_", re.IGNORECASE)
 # patient=p01,scan=left%2Fp01,label=left_7 (without its suffix .png)
 WRITTEN_NAME = re.compile(
     r"patient=(?P<patient>[^,]*),scan=(?P<scan>[^,]+),label=(?P<label>[^,]*)_(?P<number>\d+)"
@@ -221,7 +219,7 @@ def compile_pattern(text: str) -> re.Pattern:
         raise DataError(f"--name-pattern {text}: not a regular expression: {error}") from error
     if not set(PATTERN_GROUPS) & set(pattern.groupindex):
         groups = ", ".join(f"(?P<{name}>...)" for name in PATTERN_GROUPS)
-        raise DataError(f"--name-pattern {text}: has none of the groups {groups}")
+        raise DataError(f"--name-pattern {text}: has none of the groups {groups} (lower case)")
     return pattern
 
 

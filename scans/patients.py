@@ -47,10 +47,7 @@ def infer_patients(paths: Sequence[str], scans: Sequence[str], classes: Sequence
             for row, value in zip(table.rows, spelled(choice, table, with_word), strict=True):
                 of[row] = value
         of = spell_alike(of)
-        scans_of = Counter(patient for patient, _ in set(zip(of, scans, strict=True)))
-        # Of a column that no word and no form makes the patient's, some must occur again.
-        if all(choice.rule != "column" for choice in chosen) or max(scans_of.values()) > 1:
-            return Patients(of, describe(chosen[0]))
+        return Patients(of, describe(chosen[0]))
     return Patients([""] * len(paths))
 
 
@@ -78,7 +75,7 @@ def choose_column(table: Table, scans: Sequence[str]) -> Choice | None:
         is_clear = same and not is_mixed(first) and not stands_behind(first, counting, free, table)
         return Choice("word", first) if is_clear else None
     others = [c for c in free if c not in oai]
-    if len(oai) == 1 and (occurs_again(oai[0], of_rows) or not others):
+    if len(oai) == 1 and (occurs_mostly_again(oai[0], of_rows) or not others):
         # 12_9309302: is that the 12th patient's study? Of two values it is a site.
         coarser = [c for c in others if determines(oai[0], c)]
         if all(len(set(c.keys)) <= 2 for c in coarser):
@@ -104,7 +101,9 @@ def stands_behind(
 def is_safe(column: Column, counting: Column | None, table: Table, scans: Sequence[str]) -> bool:
     """Whether no other reading could part a patient of this column, which all others determine."""
     values = len(set(column.keys))
-    if values < 3 or not occurs_again(column, scans) or is_mixed(column) or seems_glued(column):
+    if values < 3 or not occurs_mostly_again(column, scans):
+        return False
+    if is_mixed(column) or seems_glued(column):
         return False
     if any(determines(label, column) for label in table.of(Meaning.LABEL)):
         return False
@@ -118,8 +117,7 @@ def is_safe(column: Column, counting: Column | None, table: Table, scans: Sequen
     finer = [c for c in free if not determines(column, c)]
     if any(occurs_again(c, scans) or hides_another(c, column) for c in finer):
         return False  # of 2-005_LEFT: the site, or the patient?
-    scans_of = Counter(key for key, _ in set(zip(column.keys, scans, strict=True)))
-    return max(scans_of.values()) <= MOST_SCANS
+    return max(scans_of(column, scans).values()) <= MOST_SCANS
 
 
 def determines(column: Column, other: Column) -> bool:
@@ -130,7 +128,18 @@ def determines(column: Column, other: Column) -> bool:
 
 def occurs_again(column: Column, scans: Sequence[str]) -> bool:
     """Whether a value occurs in two scans."""
-    return len(set(zip(column.keys, scans, strict=True))) > len(set(column.keys))
+    return max(scans_of(column, scans).values()) > 1
+
+
+def occurs_mostly_again(column: Column, scans: Sequence[str]) -> bool:
+    """Whether every second value does: of numbers that are drawn one may by chance."""
+    counts = scans_of(column, scans)
+    return 2 * sum(count > 1 for count in counts.values()) >= len(counts)
+
+
+def scans_of(column: Column, scans: Sequence[str]) -> Counter:
+    """Value -> in so many scans."""
+    return Counter(key for key, _ in set(zip(column.keys, scans, strict=True)))
 
 
 def is_mixed(column: Column) -> bool:

@@ -20,6 +20,7 @@ from scans.label_tables import LabelTables
 from scans.slices import DataError, Kind, Options, Problem
 
 MOST_PATTERNS = 3
+SUBSETS = 3  # train, val and test: fewer patients can't fill them
 SIZES = (40, 1)  # slices of a scan that are offered, where names have nothing but numbers
 
 
@@ -50,7 +51,8 @@ def ask(
         flags = f"--name-pattern {shlex.quote(pattern)}"
         readings.append((flags, replace(options, name_pattern=pattern)))
     each = replace(options, patients="scan")
-    if any(item.volume is None and item.number for item in unknown) and not readings:
+    nothing_else = not any("(?P<slice>" in x for x in patterns) and not options.name_pattern
+    if nothing_else and any(item.volume is None and item.number for item in unknown):
         readings += [
             (f"--slices-per-scan {n} --patients scan", replace(each, slices_per_scan=n))
             for n in SIZES
@@ -58,12 +60,12 @@ def ask(
     if not any("(?P<slice>" in pattern for pattern in patterns):
         readings.append(("--patients scan", each))
     tried = [try_out(flags, pristine, classes, o, root, tables) for flags, o in readings]
-    tried = [reading for reading in tried if reading and len(reading.patients) > 1]
+    tried = [reading for reading in tried if reading and len(reading.patients) >= SUBSETS]
     tried = [*tried[:MOST_PATTERNS], *tried[-1:]] if len(tried) > MOST_PATTERNS else tried
     scans = len({item.scan for item in unknown})
     several = any("--name-pattern" in reading.flags for reading in tried)
     how = "can be read in several ways" if several else "do not say who the patient is"
-    what = "--name-pattern or a manifest can tell it"
+    what = "a manifest or --name-pattern can tell it, with a group (?P<patient>...)"
     if tried:
         what = "Add the flags that are true, or make a manifest:"
     lines = [f"the names of {scans} scans, such as {unknown[0].path}, {how}. {what}"]
@@ -73,7 +75,7 @@ def ask(
         shown = f": {abridged(patients, 3)}" if "--name-pattern" in flags else ""
         lines.append(f"  {flags:<{width}}  {len(patients)} patients, {of}{shown}")
     if any(names.is_subset(part) for part in unknown[0].path.split("/")[:-1]):
-        lines.append("  (and for folders such as train and test, first: dataset.py --write-split)")
+        lines.append("  (with them, dataset.py DIR --write-split CSV for folders train and test)")
     return "\n".join(lines)
 
 
@@ -128,8 +130,11 @@ def find_patterns(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
         for c in table.of(Meaning.PATIENT, Meaning.FREE, Meaning.OTHER)
         if c is not counting and len(set(c.keys)) > 1
     ]
+    folders = [folder_pattern(level) for level in folders_of_words(table)]
     numbers = [None] if counting else running_columns(table)[::-1] or [None]
-    found: list[str] = []
+    found = folders if counting else []
+    if counting and counting.meaning is not Meaning.SLICE and not candidates:
+        candidates = [counting]  # one image of each knee of each patient
     for number in numbers:
         for column in candidates:
             if column is number:
@@ -141,6 +146,18 @@ def find_patterns(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
             if all(match and match["patient"] == value for match, value in values):
                 found.append(pattern)
     return found
+
+
+def folders_of_words(table: Table) -> list[int]:
+    """Levels of folders whose names have several parts, such as Anna Meier and Anna Schulz."""
+    levels = {}
+    for column in table.of(Meaning.FREE):
+        levels.setdefault(column.level, set()).add(column.index)
+    return [level for level, fields in levels.items() if level >= 0 and len(fields) > 1]
+
+
+def folder_pattern(level: int) -> str:
+    return "^" + "[^/]+/" * level + "(?P<patient>[^/]+)/"
 
 
 def pattern_of(groups: dict[str, Column], table: Table) -> str:

@@ -18,7 +18,17 @@ from scans import names
 from scans.archives import is_archive
 from scans.dicom import Volumes, is_dicom, problem_of
 from scans.headers import read_units, units_of
-from scans.slices import DataError, Kind, Options, Problem, Slice, Unchosen, Volume, VolumeError
+from scans.slices import (
+    SIDES,
+    DataError,
+    Kind,
+    Options,
+    Problem,
+    Slice,
+    Unchosen,
+    Volume,
+    VolumeError,
+)
 from scans.volumes import check_volume, plan_slicing
 
 SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")  # re.escape also escapes what need not be
@@ -209,7 +219,7 @@ def check_one_sequence(slices: Iterable[Slice]) -> None:
         f"several series of one knee at one visit: {', '.join(lines)}; choose by their "
         f"descriptions, such as --series {pattern}"
     )
-    raise SeveralSequences(text, describe_series(found.values()))
+    raise SeveralSequences(text, describe_series(found.values(), SIDES))
 
 
 def pattern_of(sequence: str, descriptions: set[str]) -> str:
@@ -223,14 +233,14 @@ def pattern_of(sequence: str, descriptions: set[str]) -> str:
     return f"'{pattern}'" if quoted == pattern else quoted
 
 
-def describe_series(slices: Iterable[Slice]) -> list[str]:
-    """A table of the sequences: series, patients, sides, and how many slices they have."""
+def describe_series(slices: Iterable[Slice], classes: Iterable[str]) -> list[str]:
+    """A table of the sequences: series, patients, labels, and how many slices they have."""
     sequences = defaultdict(list)
     for s in {s.source: s for s in slices if s.volume}.values():
         sequences[sequence_of(s.volume.description)].append(s)
-    rows = [("description", "series", "patients", "left", "right", "slices", "mm")]
+    rows = [("description", "series", "patients", *classes, "slices", "mm")]
     for sequence, found in sorted(sequences.items(), key=lambda item: (-len(item[1]), item[0])):
-        sides = Counter(s.label.lower() for s in found)
+        labels = Counter(s.label for s in found)
         depths = [s.volume.size[s.volume.slicing.axes[0]] for s in found]
         spacings = Counter(" x ".join(f"{mm:.3g}" for mm in s.volume.spacing) for s in found)
         more = f" and {len(spacings) - 1} more" if len(spacings) > 1 else ""
@@ -240,8 +250,7 @@ def describe_series(slices: Iterable[Slice]) -> list[str]:
                 sequence or "(none)",
                 f"{len(found)}",
                 f"{len({s.patient for s in found})}",
-                f"{sides['left']}",
-                f"{sides['right']}",
+                *(f"{labels[label]}" for label in classes),
                 slices_of,
                 spacings.most_common(1)[0][0] + more,
             )
@@ -249,7 +258,7 @@ def describe_series(slices: Iterable[Slice]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            f"{cell:<{width}}" if i in (0, 6) else f"{cell:>{width}}"
+            f"{cell:<{width}}" if i in (0, len(widths) - 1) else f"{cell:>{width}}"
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in (rows if len(rows) > 1 else [])

@@ -180,6 +180,7 @@ class Listing:
     problems: list[Problem]
     classes: list[str]  # the labels, in order
     patients: str = ""  # how they are known, such as: told by DICOM
+    is_inferred: bool = False  # whether some were inferred from names
 
     def of_kind(self, *kinds: Kind) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind in kinds]

@@ -159,6 +159,24 @@ def split_by_scan(
     return subset_of
 
 
+def folders_of(slices: list[Slice], root: str | Path) -> list[str]:
+    """The folders of a scan below root."""
+    first = slices[0].volume.path if slices[0].volume else slices[0].source
+    return list(Path(os.path.relpath(first, root)).parts[:-1])
+
+
+def note_on_folders(scans: Scans, root: str | Path) -> str:
+    """Says that folders called train and test split nothing by themselves; "" if there are none."""
+    found = {f for slices in scans.values() for f in folders_of(slices, root)}
+    found = sorted(folder for folder in found if folder.lower() in SUBSET_FOLDERS)
+    if len({SUBSET_FOLDERS[folder.lower()] for folder in found}) < 2:
+        return ""
+    return (
+        f"folders {', '.join(found)} split nothing by themselves; for their split: dataset.py DIR "
+        "--write-split CSV, and --split-file"
+    )
+
+
 class FolderSplit(NamedTuple):
     subset_of: dict[str, str]  # scan name -> subset
     note: str  # which subset no folder makes, and how it was made
@@ -174,11 +192,10 @@ def split_by_folder(scans: Scans, root: str | Path, seed: int = 0) -> FolderSpli
     """
     subset_of = {}
     for name, slices in scans.items():
-        first = slices[0].volume.path if slices[0].volume else slices[0].source
-        folders = Path(os.path.relpath(first, root)).parts[:-1]
+        folders = folders_of(slices, root)
         found = {SUBSET_FOLDERS[f.lower()] for f in folders if f.lower() in SUBSET_FOLDERS}
         if len(found) != 1:
-            raise DataError(f"{first}: is not in one folder called train, val or test")
+            raise DataError(f"{slices[0].source}: is not in one folder called train, val or test")
         subset_of[name] = found.pop()
     lacking = [subset for subset in SUBSETS if subset not in subset_of.values()]
     if "train" in lacking:
@@ -194,7 +211,7 @@ def split_by_folder(scans: Scans, root: str | Path, seed: int = 0) -> FolderSpli
     for i, subset in enumerate(lacking):
         moved = set(train[i * count : (i + 1) * count])
         subset_of |= {name: subset for name in scans if patient_of[name] in moved}
-    note = f"no folder is called {' or '.join(lacking)}: {count} patients of train make each"
+    note = f"no folder is called {' or '.join(lacking)}: made of {count} patients of train each"
     return FolderSplit(subset_of, note if lacking else "")
 
 

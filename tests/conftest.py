@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+LOCALE = locale.setlocale(locale.LC_ALL)  # that of the process, before any test
 # A model and a run that take seconds.
 TINY = (
     "--image-size 16 16 --num-latents 8 --latent-dim 16 --depth 2 --latent-heads 2 "
@@ -22,10 +23,10 @@ FLAGS += ["--save-every-steps", "2"]
 
 @pytest.fixture(autouse=True)
 def own_locale():
-    """GDCM, which writes DICOM for some tests, leaves the process with ASCII for what follows."""
-    before = locale.setlocale(locale.LC_ALL)
+    """GDCM, which writes DICOM for some tests and fixtures, leaves the process with ASCII."""
+    locale.setlocale(locale.LC_ALL, LOCALE)
     yield
-    locale.setlocale(locale.LC_ALL, before)
+    locale.setlocale(locale.LC_ALL, LOCALE)
 
 
 @pytest.fixture(scope="session", autouse=True)

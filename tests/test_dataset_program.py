@@ -258,7 +258,7 @@ def test_unreadable_files_are_listed_and_do_not_darken_the_rest(phantoms, tmp_pa
     for path in broken:
         path.write_bytes(path.read_bytes()[:3000])
     sheet = tmp_path / "sheet.png"
-    assert dataset.main([str(tmp_path / "knees"), "--contact-sheet", str(sheet)]) == 1
+    assert dataset.main([str(tmp_path / "knees"), "--contact-sheet", str(sheet)]) == 2
     output, error = capsys.readouterr()
     assert error.count("\n") == 2 and all(f"dataset.py: {path}: " in error for path in broken)
     assert "slices are black" not in output and "16-bit" not in output
@@ -307,4 +307,4 @@ def test_data_of_one_class_is_described_before_it_can_not_be_split(tmp_path, cap
     assert dataset.main([str(tmp_path / "knees"), "--contact-sheet", str(sheet)]) == 2
     output, error = capsys.readouterr()
     assert "3 slices, 3 scans, 3 patients" in output and sheet.exists()
-    assert "none of the slices is right; the classes found are left (3 slices)" in error
+    assert "no slice has the label right; there are left (3 slices)" in error

@@ -193,7 +193,7 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
     "arguments, message",
     [
         (["--data-dir", "nowhere"], "nowhere: no such folder"),
-        (["--data-dir", "ONE-SIDED"], "none of the slices is right"),
+        (["--data-dir", "ONE-SIDED"], "no slice has the label right"),
         (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
         (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and 0.125"),

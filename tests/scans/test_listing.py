@@ -145,7 +145,7 @@ def test_groups_that_a_pattern_lacks_come_from_folders_and_names(tmp_path):
     [
         ("p1", r"none of the groups \(\?P<patient>"),
         ("(?P<side>l", "not a regular expression: missing"),
-        (r"(?P<patient>nobody\d)", r"finds no label in their names; first: .*p1_left_1\.png"),
+        (r"(?P<patient>nobody\d)", r"is found in none of their paths .*; first: .*p1_left_1\.png"),
         (
             r"(?P<side>p\d)",
             r"p1_left_1\.png: --name-pattern finds the label 'p1', not one of left, right",
@@ -217,13 +217,28 @@ def test_manifest_that_cannot_be_used_is_refused_by_line(tmp_path, text, message
 
 
 def test_pattern_tells_the_patient_that_a_manifest_lacks(tmp_path):
-    rows = [f"{p}_{v}_{side}.png,{side}" for p in (1, 2) for v in (1, 2) for side in SIDES]
+    rows = [f"{p}_{v}_{side}.png,{side}" for p in (1, 2, 3) for v in (1, 2) for side in SIDES]
     path = write_manifest(tmp_path, "path,label\n" + "\n".join(rows))
-    with pytest.raises(DataError, match=r"8 scans, such as 1_1_left.png, can be read in several"):
+    with pytest.raises(DataError, match=r"12 scans, such as 1_1_left.png, can be read in several"):
         listed(path)
     assert {(s.patient, s.label) for s in listed(path, r"^(?P<patient>\d+)_")[0]} == {
-        (patient, side) for patient in "12" for side in SIDES
+        (patient, side) for patient in "123" for side in SIDES
     }
+
+
+@pytest.mark.parametrize("what", ["label", "patient"])
+def test_one_wrong_row_of_a_manifest_is_named_and_takes_no_scan_apart(tmp_path, what):
+    rows = [f"m{p}/shot {i}.png,{'lr'[p % 2]},p{p}" for p in range(6) for i in range(4)]
+    path = write_manifest(tmp_path, "path,label,patient\n")
+    for wrong_row in (None, "m0/shot 3.png," + ("r,p0" if what == "label" else "l,p9")):
+        table = "\n".join(["path,label,patient", *rows[:3], wrong_row or rows[3], *rows[4:]])
+        path.write_text(table)
+        write_images(tmp_path, *(row.split(",")[0] for row in rows))
+        if wrong_row is None:
+            assert len({s.scan for s in listed(path)[0]}) == 6
+            continue
+        with pytest.raises(DataError, match=rf"m0/shot 3.png: differs from .*, but its {what} is"):
+            listed(path)
 
 
 def test_missing_files_of_a_manifest_are_five_a_count_and_what_paths_are_relative_to(tmp_path):
@@ -268,12 +283,11 @@ def test_nameless_slices_are_scans_of_forty_only_where_that_is_typed(tmp_path, n
     numbers = range(1, 81)  # not zero-padded: sorted as text, 10 would come before 2
     names = [f"{side}/{name.format(i)}" for side in ("left", "right") for i in numbers]
     write_images(tmp_path, *names)
-    with pytest.raises(DataError, match="do not say who the patient is") as error:
+    with pytest.raises(DataError, match="the names of 2 scans, such as left/") as error:
         listed(tmp_path)
-    assert "--slices-per-scan 40 --patients scan  4 patients, each another person" in str(
-        error.value
-    )
-    assert "--slices-per-scan 1 --patients scan   160 patients" in str(error.value)
+    text = str(error.value)
+    assert re.search("--slices-per-scan 40 --patients scan +4 patients, each another", text)
+    assert re.search("--slices-per-scan 1 --patients scan +160 patients, each another", text)
     options = Options(slices_per_scan=40, patients="scan")
     listing = list_labelled(tmp_path, None, options)
     scans = by_scan(listing.slices)
@@ -349,6 +363,12 @@ def test_both_knees_of_a_patient_as_volumes_are_of_one_patient(tmp_path):
     assert any("patients are inferred: what follows 'p': 3" in note for note in notes)
 
 
+def test_labels_of_a_table_that_may_be_misspelt_are_named(tmp_path):
+    rows = [f"a{p}_{i}.png,{('sound', 'ill')[p % 2]},p{p}" for p in range(4) for i in range(3)]
+    path = write_manifest(tmp_path, "\n".join(["path,label,patient", *rows, "b_1.png,sund,p9"]))
+    assert any("if sund is sound misspelt, correct it" in note for note in listed(path)[1])
+
+
 # ---- classes -------------------------------------------------------------------------------------
 
 GRADES = ["normal", "abnormal"]
@@ -415,7 +435,9 @@ def test_manifest_tells_its_own_classes_in_natural_order(tmp_path, column, words
     path = write_manifest(tmp_path, f"path,{column},patient\n" + "".join(lines))
     listing = list_labelled(path)
     if classes is None:
-        with pytest.raises(DataError, match=r"none of the slices is left; .* are right \(2 slices"):
+        with pytest.raises(
+            DataError, match=r"no slice has the label left; there are right \(2 slices"
+        ):
             check_classes_present(listing.slices, listing.classes)
         return
     assert listing.classes == classes
@@ -450,7 +472,7 @@ def test_group_label_of_a_pattern_tells_the_class(tmp_path, group):
 
 def test_class_without_a_slice_is_refused_with_the_classes_found_and_their_counts(tmp_path):
     write_images(tmp_path, "0/p1_1.png", "0/p1_2.png", "2/p2_1.png", "other/x.png")
-    found = r"none of the slices is 1; the classes found are 0 \(2 slices\), 2 \(1 slices\)"
+    found = r"no slice has the label 1; there are 0 \(2 slices\), 2 \(1 slices\)"
     listing = list_labelled(tmp_path, ["0", "1", "2"])
     with pytest.raises(DataError, match=found):
         check_classes_present(listing.slices, listing.classes)
@@ -598,7 +620,7 @@ def test_one_patient_with_both_knees_as_volumes_is_not_taken_apart(tmp_path):
 
 def test_file_that_is_no_manifest_cannot_be_trained_on(tmp_path):
     write_images(tmp_path, "OAI1_V_LEFT_3.png")
-    with pytest.raises(DataError, match=r"expected a folder, or a manifest whose name ends in \.c"):
+    with pytest.raises(DataError, match=r"one file of many: name its folder, "):
         list_labelled(tmp_path / "OAI1_V_LEFT_3.png")
 
 

@@ -343,6 +343,8 @@ def test_what_is_printed_is_what_comes_of_it(paths):
         for printed in line.text.splitlines()[1:]:
             flags, counts = printed.strip().split("  ", 1)
             options = {"patients": "scan"} if "--patients" in flags else {}
+            if "--slices-per-scan" in flags:
+                options["slices_per_scan"] = int(flags.split()[1])
             pattern = flags.split("'")[1] if "'" in flags else None
             found = [Found(path, path) for path in paths]
             Lister(list(SIDES), Options(pattern, **options)).identify(found, "/data", None)

@@ -291,3 +291,19 @@ def test_pixels_of_a_series_are_read_as_slice_by_slice(tmp_path):
     victim.write_bytes(victim.read_bytes()[:900])
     with pytest.raises(VolumeError, match=re.escape(str(victim))):
         read_pixels(v)
+
+
+def test_a_pattern_that_parts_a_patient_of_the_headers_is_refused(tmp_path):
+    for patient in ("K1", "K2", "K3"):
+        for number in (1, 2):
+            tags = {"0010|0020": patient, "0020|000e": f"1.{patient[1]}{number}"}
+            write_dicom(tmp_path / f"s{patient[1]}{number}_LEFT", noise(6, 6, 6), tags, x=70)
+    pattern = Options(name_pattern=r"s(?P<patient>\d+)")
+    with pytest.raises(DataError, match="PatientID K1 is of 2 patients otherwise: 11, 12"):
+        list_slices(tmp_path, options=pattern)
+    coarser = Options(name_pattern=r"s(?P<patient>\d)")
+    assert {s.patient for s in list_slices(tmp_path, options=coarser).slices} == {"1", "2", "3"}
+    for folder in tmp_path.iterdir():  # anonymised: all share one, which tells nobody apart
+        shutil.rmtree(folder)
+        write_dicom(folder, noise(6, 6, 6), {"0010|0020": "ANON"}, x=70)
+    assert len({s.patient for s in list_slices(tmp_path, options=pattern).slices}) == 6

@@ -318,9 +318,7 @@ def test_folders_of_subsets_are_a_split_in_any_of_their_names():
 def test_a_scan_in_no_folder_of_a_subset_or_in_two_is_refused(path):
     scans = scans_of(["train/p1.png", "val/p2.png", "test/p3.png", path])
     with pytest.raises(DataError, match=f"data/{path}: is not in one folder called train, val or"):
-        splits.split_by_folder(
-            scans_of(["train/p1.png", "val/p2.png", "test/p3.png", path]), "data"
-        )
+        splits.split_by_folder(scans, "data")
 
 
 def test_a_subset_without_a_folder_is_made_of_patients_of_train_the_same_each_time():
@@ -328,7 +326,7 @@ def test_a_subset_without_a_folder_is_made_of_patients_of_train_the_same_each_ti
     found = splits.split_by_folder(scans_of(paths), "data", seed=3)
     assert found == splits.split_by_folder(scans_of(paths[::-1]), "data", seed=3)
     assert Counter(found.subset_of.values()) == {"train": 14, "test": 2, "val": 1}
-    assert found.note == "no folder is called test: 2 patients of train make each"
+    assert found.note == "no folder is called test: made of 2 patients of train each"
     with pytest.raises(DataError, match="data: no folder is called train"):
         splits.split_by_folder(scans_of(["val/p1.png", "test/p2.png"]), "data")
 
