@@ -296,6 +296,32 @@ def test_views_pages_and_studies_are_never_taken_for_people(form, views):
     assert asked or max(map(len, names_of.values())) == 1, found
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [
+        # Two words that occur again with many people each; who they are, nothing tells.
+        [f"{x}_{u}_{side}.nii.gz" for x, u in (("guys", 71), ("iop", 35)) for side in SIDES],
+        # A site, or a patient whose number tells the site, too.
+        [f"{40 + p % 3}-{p}_{side}.nii.gz" for p in range(101, 107) for side in SIDES],
+    ],
+    ids=["two words", "site or patient"],
+)  # fmt: skip
+def test_what_may_be_a_site_or_a_group_is_no_patient(paths):
+    found, problems = tell(paths)
+    assert set(found.values()) == {""} and problems[-1].kind is Kind.NAMELESS
+
+
+def test_what_follows_from_the_label_is_no_patient():
+    classes = ["none", "mild", "severe"]
+    paths = [
+        f"{x}/{x[::-1]}.{100 * k + 37 * i}.png" for k, x in enumerate(classes) for i in range(3)
+    ]
+    found = [Found(path, path) for path in paths]
+    lister = Lister(classes, Options())
+    lister.identify(found, "/data", None)
+    assert {x.label for x in found} == set(classes) and {x.patient for x in found} == {""}
+
+
 def test_the_folder_of_a_class_is_no_patient_though_it_is_a_number():
     paths = [f"train/{grade}/{9_003_175 + 11 * i}L.png" for i, grade in enumerate("0123401234")]
     found = [Found(path, path) for path in paths]
