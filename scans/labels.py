@@ -20,10 +20,11 @@ def tell_labels(
         try:
             witnesses = [(item.label_by, item.label)] if item.label else []
             if item.label_by != "pattern":
-                told = labels_of_path(item.path, classes, below_root)
+                of_path = labels_of_path(item.path, classes, below_root)
                 of_column = of_columns.get(item, [])
-                told += of_column if below_root else of_column[-1:] * (not told)
-                witnesses += [w for w in told if w[0] == "folder" or not item.is_written]
+                if below_root or not of_path:  # of a path that was typed the nearest counts
+                    of_path += of_column if below_root else of_column[-1:]
+                witnesses += [w for w in of_path if w[0] == "folder" or not item.is_written]
             witnesses += labels_of_header(item.volume, classes) if item.volume else []
             item.label = weigh(list(dict.fromkeys(witnesses)))
         except Contradiction as error:
@@ -43,9 +44,9 @@ def labels_of_tables(
         fields = [field[0] for part in parts[2:] for field in names.FIELD.finditer(part)]
         numbers = [run[0] for field in fields for run in names.RUN.finditer(field)]
         try:
-            told = labels_of_path(item.path, list(SIDES), below_root)
-            told += labels_of_header(item.volume, list(SIDES)) if item.volume else []
-            label = tables.find([*parts, *fields, *numbers], weigh(told))
+            sides = labels_of_path(item.path, list(SIDES), below_root)
+            sides += labels_of_header(item.volume, list(SIDES)) if item.volume else []
+            label = tables.find([*parts, *fields, *numbers], weigh(sides))
         except Contradiction as error:
             problems.append(Problem(item.source, Kind.CONTRADICTION, str(error)))
             continue
@@ -71,8 +72,8 @@ def labels_of_path(path: str, classes: list[str], below_root: bool) -> list[tupl
             found.append(("folder", label))
     of_folders = {label for who, label in found if who == "folder"}
     if len(of_folders) > 1:
-        said = " and ".join(sorted(of_folders))
-        raise Contradiction(f"its folders say {said}; --name-pattern or a manifest can tell")
+        labels = " and ".join(sorted(of_folders))
+        raise Contradiction(f"its folders say {labels}; --name-pattern or a manifest can tell")
     return found
 
 

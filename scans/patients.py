@@ -21,7 +21,8 @@ from scans import names
 from scans.columns import Column, Meaning, Table, columns_of, slice_column
 
 MOST_SCANS = 40  # of one patient; a column with more of one value is rather a site or a batch
-FEW_VALUES = 5  # a column of so few may be visits or views, and what counts slices the patient
+MAX_VISITS = 6  # that may be glued to the patient's name
+MAX_VIEWS = 5  # a column of so few may be visits or views, and what counts slices the patient
 
 
 class Patients(NamedTuple):
@@ -111,7 +112,7 @@ def is_safe(column: Column, counting: Column | None, table: Table, scans: Sequen
         # Of new/left/3: is the 3 a slice, or a patient?
         if table.columns.index(counting) < table.columns.index(column):
             return False
-        if values <= FEW_VALUES and len(set(counting.keys)) > values:
+        if values <= MAX_VIEWS and len(set(counting.keys)) > values:
             return False
     free = [c for c in table.of(Meaning.FREE) if c is not counting]
     finer = [c for c in free if not determines(column, c)]
@@ -154,10 +155,16 @@ def seems_glued(column: Column) -> bool:
     if any(word in value for word in names.NEVER_IN_PATIENTS for value in values):
         return True
     for count in (1, 2, 3):
-        for few, many in ((slice(-count, None), slice(-count)), (slice(count), slice(count, None))):
-            divided = {(v[few], v[many]) for v in values if len(v[many]) > (few.start is None)}
-            parts, rest = ({pair[i] for pair in divided} for i in (0, 1))
-            if len(rest) > 1 and len(parts) <= 6 and len(divided) >= 1.5 * len(rest):
+        behind = {(v[:-count], v[-count:]) for v in values if len(v) > count}
+        before = {(v[count:], v[:count]) for v in values if len(v) > count + 1}
+        for divided in (behind, before):
+            patients = {patient for patient, _ in divided}
+            visits = {visit for _, visit in divided}
+            if (
+                len(patients) > 1
+                and len(visits) <= MAX_VISITS
+                and len(divided) >= (1.5 * len(patients))
+            ):
                 return True
     return False
 

@@ -79,12 +79,12 @@ def ask(
     return "\n".join(lines)
 
 
-def ask_of_strangers(told: int, strangers: list[Found]) -> str:
+def ask_of_strangers(others: int, strangers: list[Found]) -> str:
     """Where some patients are told and others inferred, and nobody is in both."""
     scans = {item.scan: item for item in strangers}
     first = strangers[0]
     return (
-        f"the patients of {told} scans are told and those of {len(scans)} inferred from names "
+        f"the patients of {others} scans are told and those of {len(scans)} inferred from names "
         f"({first.path} -> {first.patient}), and nobody is in both. If they are the same people, a "
         "manifest or --name-pattern must tell one name of each; if not, add --patients named"
     )
