@@ -31,7 +31,7 @@ from torch import Tensor
 
 from common.program import Parser, positive_int, run_program
 from scans import copies, splits
-from scans.cache import CHUNK, open_pixels
+from scans.cache import CHUNK, Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
 from scans.images import describe_depths
 from scans.labelled import check_classes_present, list_labelled
@@ -114,6 +114,11 @@ def load_dataset(
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
         count = f"{len(lines)} files can't be read; mend or remove them:"
         raise DataError("\n".join([count, *lines]))
+    return as_dataset(listing, decoded)
+
+
+def as_dataset(listing: Listing, decoded: Decoded) -> Dataset:
+    """All slices of a listing with their pixels. Each is a sample."""
     pixels, rows = torch.from_numpy(decoded.pixels), torch.arange(len(listing.slices))
     about = decoded.crc32, decoded.note, decoded.depths, listing.patients
     return Dataset(listing.slices, pixels, rows, listing.classes, *about)
@@ -181,6 +186,14 @@ def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:
     slices = next(iter(subsets.values())).slices
     found = {s.scan: of_patient[s.patient] for s in slices if s.patient in of_patient}
     return found | {s.scan: name for s, name in samples}
+
+
+def describe_counts(listing: Listing) -> str:
+    """How many slices, scans and patients there are, and how the patients are known."""
+    scans = {s.scan for s in listing.slices}
+    patients = {s.patient for s in listing.slices}
+    known = f" ({listing.patients})" if listing.patients else ""
+    return f"{len(listing.slices):,} slices, {len(scans)} scans, {len(patients)} patients{known}"
 
 
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
@@ -310,9 +323,7 @@ def run(args: argparse.Namespace) -> int:
         print(*error.table, sep="\n")
         raise
     slices, classes = listing.slices, listing.classes
-    scans, patients = len(by_scan(slices)), len({s.patient for s in slices})
-    known = f" ({listing.patients})" if listing.patients else ""
-    print(f"{args.data_dir}: {len(slices):,} slices, {scans} scans, {patients} patients{known}")
+    print(f"{args.data_dir}: {describe_counts(listing)}")
     for line in overview.describe_scans(slices, classes):
         print(f"  {line}")
     print("files:", *overview.describe_files(slices, args.workers), sep="\n")
@@ -325,9 +336,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"dataset.py: {slices[i].name}: {text}", file=sys.stderr)
     if len(decoded.errors) == len(slices):
         raise DataError(f"{args.data_dir}: none of the files can be read")
-    about = decoded.crc32, decoded.note, decoded.depths, listing.patients
-    pixels, rows = torch.from_numpy(decoded.pixels), torch.arange(len(slices))
-    whole = Dataset(slices, pixels, rows, classes, *about)
+    whole = as_dataset(listing, decoded)
     readable = whole.subset(torch.tensor([i for i in whole.rows if int(i) not in decoded.errors]))
     print(f"as the model sees them, {size[1]} x {size[0]}:")
     pixels = whole.pixels[readable.rows] if decoded.errors else whole.pixels

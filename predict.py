@@ -10,8 +10,8 @@ name, folder or header gives, and a verdict: `ok`, `mismatch`, `unsure` (too clo
 `unknown` (nothing to compare with). --output is a folder for predictions.csv (a row for each slice)
 and scans.csv. A file that can't be read gets a row with the error, and the others go on.
 
-Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or checkpoint,
-3 --audit found a mismatch, 130 interrupted.
+Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or checkpoint, or
+--audit had nothing to compare, 3 --audit found a mismatch, 130 interrupted.
 """
 
 import signal

@@ -47,6 +47,7 @@ from common.workers import (
 )
 from dataset import (
     Dataset,
+    describe_counts,
     describe_subsets,
     list_labelled,
     load_dataset,
@@ -93,9 +94,8 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     classes = listing.classes
     if args.mirror_swap and not are_sides(classes):
         raise DataError(f"--mirror-swap swaps left and right; the classes are {', '.join(classes)}")
-    scans, patients = by_scan(slices), len({s.patient for s in slices})
-    counts = f"{len(slices):,} slices, {len(scans)} scans, {patients} patients"
-    say(f"{args.data_dir}: {counts}" + f" ({listing.patients})" * bool(listing.patients))
+    scans = by_scan(slices)
+    say(f"{args.data_dir}: {describe_counts(listing)}")
     for problem in listing.problems:
         say(f"note: {problem}")
     check_classes_present(slices, classes)

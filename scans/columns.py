@@ -108,7 +108,9 @@ def are_class_folders(found: list[Column], classes: Sequence[str]) -> bool:
 def fields_of(part: str) -> list[Field]:
     """What separators part: p01_LEFT 7 -> p01, LEFT, 7. Dates and L_E_F_T stay whole."""
     found = [Field(match[0], match.start()) for match in names.FIELD.finditer(part)]
-    return found or [Field(part, 0)] * bool(part)  # a folder may be called ##
+    if part and not found:  # a folder may be called ##
+        found = [Field(part, 0)]
+    return found
 
 
 def split_runs(cells: list[Field], level: int, index: int) -> list[Column]:

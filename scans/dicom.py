@@ -64,9 +64,8 @@ def find_series(folder: str, names: list[str], echo: int | None = None) -> Volum
                 headers.append(read_header(path, is_dicom=True))
             except VolumeError as error:
                 problems.append(problem_of(error))
-    singles = [header for header in headers if header.size[2:] != (1,)]
-    volumes, of_series = sort_series(folder, [h for h in headers if h.size[2:] == (1,)], echo)
-    return Volumes([*singles, *volumes], [*problems, *of_series])
+    volumes, of_series = sort_series(folder, headers, echo)
+    return Volumes(volumes, [*problems, *of_series])
 
 
 def find_series_in_archive(path: str, echo: int | None = None) -> Volumes:
@@ -91,25 +90,27 @@ def find_series_in_archive(path: str, echo: int | None = None) -> Volumes:
             return Volumes([], [problem_of(error)._replace(kind=kind)])
         except VolumeError as error:
             return Volumes([], [problem_of(error)])
-    singles = [header for header in headers if header.size[2:] != (1,)]
-    volumes, of_series = sort_series(path, [h for h in headers if h.size[2:] == (1,)], echo)
-    return Volumes([*singles, *volumes], [*problems, *of_series])
+    volumes, of_series = sort_series(path, headers, echo)
+    return Volumes(volumes, [*problems, *of_series])
 
 
-def sort_series(path: str, slices: list[Volume], echo: int | None = None) -> Volumes:
-    """The series that single slices are of; path is where they are.
+def sort_series(path: str, headers: list[Volume], echo: int | None = None) -> Volumes:
+    """Whole volumes as they are, and the series that single slices are of; path is their folder.
 
     Slices belong together if they share SeriesInstanceUID, size and orientation. Of several echoes
     only one is taken: the shortest, or the one of this number.
     """
     groups = defaultdict(lambda: defaultdict(list))
-    for header in slices:
+    volumes, problems = [], []
+    for header in headers:
+        if header.size[2:] != (1,):  # several frames in one file
+            volumes.append(header)
+            continue
         tags = header.tags
         orientation = tuple((header.direction.ravel().round(3) + 0.0).tolist())
         key = (number_of(tags.get("number")), tags.get("series", ""), header.size, orientation)
         time = number_of(tags.get("echo_time")), number_of(tags.get("echo"))
         groups[key][time].append(header)
-    volumes, problems = [], []
     for _, echoes in sorted(groups.items()):
         times = sorted(echoes)
         try:
