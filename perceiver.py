@@ -18,10 +18,11 @@ import inspect
 import math
 import reprlib
 import textwrap
+import time
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 
 @lru_cache(maxsize=8)
@@ -51,14 +53,6 @@ def fourier_positions(
     return features.flatten(0, len(axes) - 1).flatten(1)  # (tokens, features)
 
 
-class GEGLU(nn.Module):
-    """x, gate -> x * gelu(gate): a linear unit gated by GELU (arXiv:2002.05202, equation 6)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, gate = x.chunk(2, dim=-1)  # (..., 2 * hidden) -> twice (..., hidden)
-        return x * F.gelu(gate)
-
-
 class FeedForward(nn.Module):
     """Pre-norm feed-forward block with a hidden layer four times as wide; adds its own residual."""
 
@@ -66,15 +60,17 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden = dim * multiplier
         self.norm = nn.LayerNorm(dim)
-        if activation == "geglu":  # half of its inputs are gates
-            self.expand, self.activation = Linear(dim, 2 * hidden), GEGLU()
-        else:
-            self.expand, self.activation = Linear(dim, hidden), nn.GELU()
+        self.gated = activation == "geglu"  # gated by GELU (arXiv:2002.05202, equation 6)
+        self.expand = Linear(dim, 2 * hidden if self.gated else hidden)
         self.contract = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.contract(self.activation(self.expand(self.norm(x)))))
+        *linear, gate = self.expand.parts(
+            self.norm(x), 2 if self.gated else 1
+        )  # (..., hidden) each
+        hidden = linear[0] * F.gelu(gate) if self.gated else F.gelu(gate)
+        return x + self.dropout(self.contract(hidden))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
@@ -88,16 +84,18 @@ class CrossAttention(nn.Module):
     """The latents read the tokens: pre-norm attention from latents to tokens, with its residual.
 
     Tokens come standardised and with a leading 1, so that LayerNorm's scale and shift and a
-    projection W are one matrix: W (scale * t + shift) = [W shift, W diag(scale)] [1, t]. Therefore
+    projection W are one matrix: W (scale * t + shift) = [W shift, W diag(scale)] [1, t]. Therefore,
+    with Q and O, which project the latents to queries and the result back to latents,
 
-        score  = q . k = q . K [1, t] = (K^T q) . [1, t]
-        result = sum_m p_m v_m = sum_m p_m V [1, t_m] = V (sum_m p_m [1, t_m])
+        score  = q . k = (Q x) . (K [1, t]) = (K^T Q x) . [1, t]
+        result = O sum_m p_m v_m = O sum_m p_m V [1, t_m] = O V (sum_m p_m [1, t_m])
 
-    and the latents can attend over the tokens themselves as keys and values: K^T q is the query,
-    and V projects what comes out, a few latents in place of all tokens. It is the same function.
-    No keys and values are built, and none need a gradient. It pays while tokens are not wider than
-    a head.
+    and the latents can attend over the tokens themselves as keys and values: the small matrices
+    K^T Q and O V are all that projects. It is the same function. No keys and values are built, and
+    none need a gradient. It pays while tokens are not wider than a head.
     """
+
+    onednn = False  # whose matrix products read the tokens: see `Perceiver.choose_products`
 
     def __init__(self, latent_dim: int, token_dim: int, heads: int, dim_head: int, dropout: float):
         super().__init__()
@@ -112,29 +110,28 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (batch or 1, latents, latent_dim), tokens (batch, tokens, width) -> like x."""
-        width = tokens.shape[2]
+        batch, _, width = tokens.shape
         dropout = self.dropout if self.training else 0.0
         if len(self.token_scale) <= self.dim_head and not dropout and not tokens.requires_grad:
-            query = self.query(x, width).expand(tokens.shape[0], -1, -1)
-            read = rearrange(read_tokens(query, tokens), "b (h n) w -> b h n w", h=self.heads)
-            v_weight = rearrange(self.fold(self.to_v, width), "(h d) w -> h d w", h=self.heads)
-            read = torch.einsum("b h n w, h d w -> b n h d", read, v_weight).flatten(2)
-        else:
-            q = self.to_q(self.norm(x)).expand(tokens.shape[0], -1, -1)
-            k, v = (F.linear(tokens, self.fold(to, width)) for to in (self.to_k, self.to_v))
-            read = attend(q, k, v, self.heads, dropout)
-        return x + self.to_out(read)
+            read = read_tokens(self.query(x, width).expand(batch, -1, -1), tokens, self.onednn)
+            read = rearrange(read, "b (h n) w -> b n (h w)", h=self.heads)
+            o = rearrange(self.to_out.weight, "o (h d) -> h o d", h=self.heads)
+            v = rearrange(self.fold(self.to_v, width), "(h d) w -> h d w", h=self.heads)
+            return x + F.linear(read, rearrange(o @ v, "h o w -> o (h w)"), self.to_out.bias)
+        q = self.to_q(self.norm(x)).expand(batch, -1, -1)
+        k, v = (F.linear(tokens, self.fold(to, width)) for to in (self.to_k, self.to_v))
+        return x + self.to_out(attend(q, k, v, self.heads, dropout))
 
     def query(self, x: Tensor, width: int) -> Tensor:
-        """K^T q / sqrt(dim_head), whose products with the tokens are the scores.
+        """K^T Q x / sqrt(dim_head), whose products with the tokens are the scores.
 
         x (batch or 1, latents, latent_dim) -> (batch or 1, heads * latents, width); the batch is 1
         in the first iteration, where one x serves all samples.
         """
-        q = self.to_q(self.norm(x)) * self.dim_head**-0.5
-        q = rearrange(q, "b n (h d) -> b n h d", h=self.heads)
-        k_weight = rearrange(self.fold(self.to_k, width), "(h d) w -> h d w", h=self.heads)
-        return torch.einsum("b n h d, h d w -> b h n w", q, k_weight).flatten(1, 2)
+        k = rearrange(self.fold(self.to_k, width), "(h d) w -> h w d", h=self.heads)
+        q = rearrange(self.to_q.weight * self.dim_head**-0.5, "(h d) i -> h d i", h=self.heads)
+        query = F.linear(self.norm(x), (k @ q).flatten(0, 1))
+        return rearrange(query, "b n (h w) -> b (h n) w", h=self.heads)
 
     def weights(self, x: Tensor, tokens: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
         """What `forward` weighs the tokens with, a sample and a few rows at a time.
@@ -153,10 +150,10 @@ class CrossAttention(nn.Module):
         """Scale, shift and projection as one matrix (heads * dim_head, width)."""
         weight = projection.weight
         folded = torch.cat([(weight @ self.token_shift)[:, None], weight * self.token_scale], dim=1)
-        return F.pad(folded, (0, width - folded.shape[1]))  # tokens end in zeros, too
+        return F.pad(folded, (0, width - folded.shape[1]))  # what a token ends in counts nothing
 
 
-def read_tokens(query: Tensor, tokens: Tensor) -> Tensor:
+def read_tokens(query: Tensor, tokens: Tensor, onednn: bool = False) -> Tensor:
     """softmax(query tokensT) tokens: attention whose keys and values are the tokens themselves.
 
     Each token begins with a 1, which `ReadTokens` relies on.
@@ -164,7 +161,7 @@ def read_tokens(query: Tensor, tokens: Tensor) -> Tensor:
     """
     exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
     if tokens.device.type == "cpu" and not exporting:
-        return ReadTokens.apply(query, tokens)
+        return ReadTokens.apply(query, tokens, onednn)
     return F.scaled_dot_product_attention(
         query[:, None], tokens[:, None], tokens[:, None], scale=1.0
     )[:, 0]
@@ -181,7 +178,7 @@ class SelfAttention(nn.Module):
         self.to_out = Linear(heads * dim_head, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.to_qkv(self.norm(x)).chunk(3, dim=-1)
+        q, k, v = self.to_qkv.parts(self.norm(x), 3)
         return x + self.to_out(attend(q, k, v, self.heads, self.dropout if self.training else 0.0))
 
 
@@ -253,6 +250,7 @@ class Perceiver(nn.Module):
         self.config = config
         # What inputs went through in training: kept with the weights, and read back with them.
         self.preprocessing: dict = {"mean": 0.0, "std": 1.0}
+        self.products: dict[str, str] | None = None  # see `choose_products`
         # Chosen on validation: probabilities are softmax(logits / temperature).
         self.calibration: dict = {"temperature": 1.0}
         position_features = input_axis * (2 * num_freq_bands + 1) if fourier_encode_data else 0
@@ -268,14 +266,19 @@ class Perceiver(nn.Module):
         self.norm = nn.LayerNorm(latent_dim)
         self.head = nn.Linear(latent_dim, num_classes)
 
-    def forward(self, images: Tensor, return_embeddings: bool = False) -> Tensor:
+    def forward(
+        self, images: Tensor, return_embeddings: bool = False, token_fraction: float = 1.0
+    ) -> Tensor:
         """Logits (batch, num_classes) of images (batch, input_channels, *axes), floating point.
 
         With `return_embeddings`, the latents after the last iteration (batch, num_latents,
-        latent_dim). Raises ValueError for a wrong number of axes or channels, an empty axis, or
-        integer pixels.
+        latent_dim). `token_fraction` is for training: all iterations and samples read the same
+        random share of the positions. Raises ValueError for a wrong number of axes or channels, an
+        empty axis, or integer pixels.
         """
-        tokens = self.tokens(images)  # (batch, tokens, features), standardised
+        tokens = self.tokens(images, token_fraction)  # (batch, tokens, width), standardised
+        if self.products is None and onednn_takes(tokens) and tokens.numel() >= 2**18:
+            self.choose_products()  # small inputs, such as a test's, are not worth it
         x = self.latents[None]  # (1, latents, latent_dim) until the first read makes it a batch
         for iteration in range(self.config["depth"]):
             x = self.block(iteration)(x, tokens)
@@ -283,15 +286,28 @@ class Perceiver(nn.Module):
             return x
         return self.head(self.norm(x.mean(dim=1)))
 
+    def choose_products(self, products: dict[str, str] | None = None) -> None:
+        """Take the float32 matrix products that are faster on this CPU, or those of a resumed run.
+
+        The first call does it where nobody did. A run keeps them, since they differ in rounding.
+        """
+        self.products = products or faster_products(*self.latents.shape)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.onednn = self.products["layers"] == "oneDNN"
+            elif isinstance(module, CrossAttention):
+                module.onednn = self.products["reading"] == "oneDNN"
+
     def block(self, iteration: int) -> PerceiverBlock:
         """The block of an iteration, counted from 0: tied, the last one serves all that follow."""
         return self.blocks[min(iteration, len(self.blocks) - 1)]
 
-    def tokens(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor, fraction: float = 1.0) -> Tensor:
         """(batch, channels, *axes) -> tokens (batch, tokens, width), standardised, as read.
 
         A token is 1, then its channels and position features, with mean 0 and variance 1 (the part
-        of LayerNorm that all iterations share), then zeros up to a width that matrix products like.
+        of LayerNorm that all iterations share), then what is read with weight 0, up to a width that
+        matrix products like. Below 1, a random `fraction` of the positions becomes tokens.
         """
         channels, axes = self.config["input_channels"], self.config["input_axis"]
         if images.ndim != axes + 2 or images.shape[1] != channels or 0 in images.shape[2:]:
@@ -301,24 +317,34 @@ class Perceiver(nn.Module):
             )
         if not images.is_floating_point():
             raise ValueError(f"expected floating-point pixels, normalised, got {images.dtype}")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"expected a share of the tokens above 0 and up to 1, got {fraction}")
         pixels = rearrange(images, "b c ... -> b (...) c")
-        parts = [pixels]
+        positions = pixels.new_zeros(pixels.shape[1], 0)
         if self.config["fourier_encode_data"]:
             bands = self.config["max_freq"], self.config["num_freq_bands"]
-            positions = fourier_positions(tuple(images.shape[2:]), *bands, images.device)
-            # shape[0], because len() would fix the batch size of an exported model.
-            parts.append(positions.to(pixels).expand(pixels.shape[0], -1, -1))
-        dim = sum(part.shape[2] for part in parts)
-        one = pixels.new_ones(1).expand(*pixels.shape[:2], 1)
-        zeros = pixels.new_zeros(1).expand(*pixels.shape[:2], -(1 + dim) % 16)
-        tokens = torch.cat([one, *parts, zeros], dim=2)
-        # In place: this is the one array that grows with batch and tokens.
-        features = tokens[..., 1 : 1 + dim]
-        before = features.clone() if images.requires_grad else features
-        variance, mean = torch.var_mean(before, 2, correction=0, keepdim=True)
-        features.sub_(mean).mul_((variance + 1e-5).rsqrt())
-        if torch.is_autocast_enabled(images.device.type) and images.device.type != "cpu":
-            tokens = tokens.to(torch.get_autocast_dtype(images.device.type))
+            positions = fourier_positions(tuple(images.shape[2:]), *bands, images.device).to(pixels)
+        if fraction < 1:
+            count = max(1, round(fraction * len(positions)))
+            kept = torch.randperm(len(positions))[:count].sort().values.to(images.device)
+            pixels, positions = pixels[:, kept], positions[kept]
+        # All samples have the same positions, whose mean and squares are known before: reducing
+        # what has the size of the tokens took a fifth of a small model's step.
+        features = positions.shape[1]
+        dim = channels + features
+        own = positions.sum(dim=1, keepdim=True) / max(features, 1)  # (tokens, 1), their mean
+        positions = positions - own
+        mean = (pixels.sum(dim=2, keepdim=True) + features * own) / dim  # (batch, tokens, 1)
+        centred, shift = pixels - mean, own - mean
+        squares = positions.square().sum(dim=1, keepdim=True) + features * shift.square()
+        variance = (centred.square().sum(dim=2, keepdim=True) + squares) / dim
+        scale = (variance + 1e-5).rsqrt()
+        padded = F.pad(positions, (1 + channels, -(1 + dim) % 16))  # (tokens, width)
+        tokens = torch.addcmul(shift * scale, padded, scale)  # (batch, tokens, width)
+        tokens[..., 0] = 1
+        tokens[..., 1 : 1 + channels] = centred * scale
+        if images.is_cuda and torch.is_autocast_enabled("cuda"):  # once, not in each iteration
+            tokens = tokens.to(torch.get_autocast_dtype("cuda"))
         return tokens
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -327,21 +353,19 @@ class Perceiver(nn.Module):
 
     @torch.inference_mode()
     def predict_logits(
-        self, pixels: Tensor, batch_size: int = 64, amp: bool | None = None
+        self, pixels: Tensor | Iterable[Tensor], batch_size: int = 64, amp: bool | None = None
     ) -> Tensor:
         """Logits (n, num_classes) in float32, on the CPU, of uint8 pixels (n, channels, *axes).
 
-        Dropout is off. Apply `.softmax(dim=1)` for probabilities. `amp` as in `autocast`.
+        Dropout is off. `amp` as in `autocast`. Pixels may come as batches, each read in its turn.
         """
-        device = self.latents.device
-        if pixels.dtype != torch.uint8:
-            raise ValueError(f"expected uint8 pixels, not normalised, got {pixels.dtype}")
-        logits = [torch.empty(0, self.config["num_classes"])]
-        with evaluating(self), autocast(device, amp):
-            for start in range(0, len(pixels), batch_size):
-                batch = pixels[start : start + batch_size].to(device)
-                logits.append(self(self.normalise(batch)).float())
-        return torch.cat([batch.to("cpu") for batch in logits])
+        logits = [torch.empty(0, self.config["num_classes"], device=self.latents.device)]
+        with evaluating(self), autocast(self.latents.device, amp):
+            for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
+                if batch.dtype != torch.uint8:
+                    raise ValueError(f"expected uint8 pixels, not normalised, got {batch.dtype}")
+                logits.append(self(self.normalise(batch.to(self.latents.device))).float())
+        return torch.cat(logits).to("cpu")  # a GPU is waited for once, and not at each batch
 
     def predict_proba(
         self, pixels: Tensor, batch_size: int = 64, amp: bool | None = None
@@ -364,7 +388,7 @@ class Perceiver(nn.Module):
         depth, *axes), which never holds more than a few rows of the full array: 11 MiB in place of
         5.4 GiB for 8 slices of 228 x 260. Each map sums to 1 over the axes; none has a gradient.
         """
-        with evaluating(self), torch.autocast(images.device.type, enabled=False):
+        with evaluating(self), autocast(images.device, False):
             tokens, x = self.tokens(images), self.latents[None]
             heads, depth = self.config["cross_heads"], self.config["depth"]
             total = heads * len(self.latents)  # rows of weights of one sample in one iteration
@@ -380,37 +404,6 @@ class Perceiver(nn.Module):
                 x = block(x, tokens)
         maps = maps.unflatten(-1, images.shape[2:])  # (batch, depth, [rows,] *axes)
         return maps if average else maps.unflatten(2, (heads, -1))
-
-    @torch.inference_mode(False)  # gradients on, where the caller has them off as well
-    def saliency(self, images: Tensor, target: int | Tensor | None = None) -> Tensor:
-        """How fast each position changes the target's logit: the size of the logit's gradient.
-
-        The largest absolute value over the channels, as in Simonyan et al. 2013, arXiv:1312.6034,
-        section 3.1, in evaluation mode and without autocast, per unit of the normalised input. A
-        slope at this image is no more an explanation of the class than attention is (see
-        `attention_maps`). The parameters' `.grad` stays as it is.
-
-        images are those of `forward`. target is one class for all of them or one for each (batch,),
-        by default the predicted. Returns (batch, *axes), zero or above. Raises ValueError as
-        `forward` does, and for a target that is no class of the model.
-        """
-        # A leaf of its own; integers, which can't have a gradient, are for `tokens` to refuse.
-        images = images.detach().clone().requires_grad_(images.is_floating_point())
-        # Backward, too: with `checkpoint_latents` it computes the latents again.
-        with evaluating(self), torch.autocast(images.device.type, enabled=False):
-            logits = self(images)
-            batch, classes = logits.shape
-            target = torch.as_tensor(logits.argmax(dim=1) if target is None else target)
-            numbers = not target.is_floating_point() and target.dtype != torch.bool
-            one_or_each = target.shape in ((), (batch,))
-            if not (numbers and one_or_each and ((target >= 0) & (target < classes)).all()):
-                raise ValueError(
-                    f"expected as target a class from 0 to {classes - 1}, or one for each of the "
-                    f"{batch} images, got {target.tolist()}"
-                )
-            index = target.to(logits.device, torch.int64).expand(batch)[:, None]  # (batch, 1)
-            (gradient,) = torch.autograd.grad(logits.gather(1, index).sum(), images)
-        return gradient.abs().amax(dim=1)
 
     def checkpoint(self) -> dict:
         """What rebuilds this model: plain values, and its own tensors (no copies), to be saved."""
@@ -461,8 +454,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
+def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast | nullcontext:
     """bfloat16 matrix products where enabled; by default on a GPU, and float32 on a CPU."""
+    if not is_autocast_available(device.type):
+        return nullcontext()
     enabled = device.type == "cuda" if enabled is None else enabled
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
@@ -499,9 +494,9 @@ def read_checkpoint(path: str | Path) -> dict:
             ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: not a checkpoint: holds a {type(checkpoint).__name__}")
-    if missing := {"config", "model", "preprocessing"} - checkpoint.keys():
-        reason = f"no {min(missing)} in it"
-        raise CheckpointError(f"{path}: not a checkpoint of this Perceiver: {reason}")
+    for name in ("config", "model", "preprocessing"):
+        if name not in checkpoint:
+            raise CheckpointError(f"{path}: not a checkpoint of this Perceiver: no {name} in it")
     return checkpoint
 
 
@@ -607,7 +602,6 @@ def shown(value: object) -> str:
 
 
 def onednn_takes(x: Tensor) -> bool:
-    """PyTorch multiplies float32 matrices with MKL, on AMD processors half as fast as oneDNN."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -617,42 +611,70 @@ def onednn_takes(x: Tensor) -> bool:
     )
 
 
-def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a bT + bias with oneDNN: (..., inner), (outer, inner), (outer,) -> (..., outer); no autograd.
+def onednn_product(a: Tensor, b: Tensor) -> Tensor:
+    """a bT with oneDNN: (rows, inner), (outer, inner) -> (rows, outer); no autograd.
 
     The operator is the one that torch.compile calls for a linear layer on a CPU.
     """
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear as oneDNN's convolution of a column of pixels, each a row of x, by 1 x 1 kernels.
+
+    Rows of x are pixels with their channels last, as oneDNN takes them, so that neither forward nor
+    backward copies an operand.
+    """
+    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, inner, rows, 1)
+    kernels = weight[:, :, None, None]
+    y = torch.mkldnn_convolution(column, kernels, bias, [0, 0], [1, 1], [1, 1], 1)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)  # (..., outer)
 
 
 class Linear(nn.Linear):
-    """nn.Linear, on a CPU by way of oneDNN where that is worth a call from Python."""
+    """nn.Linear, on a CPU by way of oneDNN where that was measured to be faster."""
+
+    onednn = False  # see `Perceiver.choose_products`
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() >= 2**16 and onednn_takes(x):
-            return OneDNNLinear.apply(x, self.weight, self.bias)
-        return super().forward(x)
+        return self.parts(x, 1)[0]
+
+    def parts(self, x: Tensor, count: int) -> list[Tensor]:
+        """The output in parts, each by its rows of the weight.
+
+        Chunks of one output would have gradients of the output's size to be joined in backward.
+        """
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        # Below this size a call costs more than it saves.
+        large = self.onednn and x.numel() * len(self.weight) >= count * 2**24
+        product = onednn_linear if large and onednn_takes(x) else F.linear
+        return [product(x, w, b) for w, b in zip(self.weight.chunk(count), biases, strict=True)]
 
 
-class OneDNNLinear(torch.autograd.Function):
-    """F.linear whose three matrix products are oneDNN's."""
+@torch.inference_mode(False)
+@torch.enable_grad()
+def faster_products(latents: int, dim: int) -> dict[str, str]:
+    """Whose matrix products are faster here, "BLAS" or "oneDNN", for `layers` and for `reading`.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return onednn_product(x, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
-        return (
-            onednn_product(grad, weight.t()) if wants_x else None,
-            onednn_product(rows.t(), x.flatten(0, -2).t()) if wants_weight else None,
-            rows.sum(dim=0) if wants_bias else None,
-        )
+    PyTorch's BLAS, MKL, ran at 177 to 190 GFLOP/s on two AMD EPYC where oneDNN reached 333 and 205;
+    on an Intel Xeon at 318 where oneDNN reached 304, and a step took 10 to 20 % less by it. So both
+    are timed in some 50 ms, forward and backward in turns, and oneDNN is taken where it gains 3 %.
+    """
+    x, weight = (torch.zeros(min(4 * dim, 512), dim, requires_grad=True) for _ in range(2))
+    query, tokens = torch.zeros(1, latents, 32, requires_grad=True), torch.zeros(1, 2048, 32)
+    ways = {
+        "layers": [lambda: F.linear(x, weight), lambda: onednn_linear(x, weight, None)],
+        "reading": [partial(ReadTokens.apply, query, tokens, way) for way in (False, True)],
+    }
+    seconds = {(what, way): math.inf for what in ways for way in (0, 1)}
+    if not torch.backends.mkldnn.is_available():
+        return dict.fromkeys(ways, "BLAS")
+    for what, way in 8 * list(seconds):
+        started = time.perf_counter()
+        ways[what][way]().sum().backward()
+        seconds[what, way] = min(seconds[what, way], time.perf_counter() - started)
+    faster = {what: seconds[what, 1] < 0.97 * seconds[what, 0] for what in ways}
+    return {what: "oneDNN" if onednn else "BLAS" for what, onednn in faster.items()}
 
 
 class ReadTokens(torch.autograd.Function):
@@ -665,7 +687,7 @@ class ReadTokens(torch.autograd.Function):
     powers of two, because exp2 can be four times as fast as exp (which MKL slows down on AMD).
     """
 
-    BLOCK, SCORES = 2048, 2**20  # tokens a block at least; scores at a time: 4 MiB in float32
+    BLOCK, SCORES = 2048, 2**19  # tokens a block at least; scores at a time: 2 MiB in float32
 
     @classmethod
     def blocks(cls, query: Tensor, tokens: Tensor):
@@ -678,21 +700,27 @@ class ReadTokens(torch.autograd.Function):
                 yield slice(sample, sample + group), slice(start, start + block)
 
     @staticmethod
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        """a bT: (group, rows, inner), (group, outer, inner) -> (group, rows, outer)."""
-        if len(a) == 1 and onednn_takes(a):
+    def product(a: Tensor, b: Tensor, out: Tensor | None = None, onednn: bool = False) -> Tensor:
+        """a bT: (group, rows, inner), (group, outer, inner) -> (group, rows, outer).
+
+        It may lie in `out`, which is used again and again: new memory for each product would cost
+        as much as the product.
+        """
+        if onednn and len(a) == 1 and onednn_takes(a):
             return onednn_product(a[0], b[0])[None]
-        return a @ b.mT
+        if out is not None:
+            out.resize_(len(a), a.shape[1], b.shape[1])
+        return torch.bmm(a, b.mT, out=out)
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
-    def forward(ctx, query: Tensor, tokens: Tensor) -> Tensor:
+    def forward(ctx, query: Tensor, tokens: Tensor, onednn: bool = False) -> Tensor:
         query = query * math.log2(math.e)
         query[..., 0] = 0  # softmax cancels what is the same for all tokens
-        read = torch.zeros_like(query)
+        read, memory = torch.zeros_like(query), query.new_empty(0)
         for samples, block in ReadTokens.blocks(query, tokens):
             q, t = query[samples], tokens[samples, block]
-            scores = ReadTokens.product(q, t)
+            scores = ReadTokens.product(q, t, memory, onednn)
             top = scores.amax(dim=2)
             # Shift by the largest score of the first block; later only if one would overflow.
             if block.start == 0 or top.max() > 64:
@@ -701,25 +729,26 @@ class ReadTokens(torch.autograd.Function):
                     read[samples].mul_(top.neg().exp2()[..., None])
                 scores -= top[..., None]
                 q[..., 0] -= top
-            read[samples].add_(ReadTokens.product(scores.exp2_(), t.mT))
+            read[samples].add_(ReadTokens.product(scores.exp2_(), t.mT, onednn=onednn))
         total = read[..., :1].clone()
         read /= total
         query[..., :1] -= total.log2()  # from here on, 2 ** (query . token) is the weight itself
         ctx.save_for_backward(query, tokens, read)
+        ctx.onednn = onednn
         return read
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         query, tokens, read = ctx.saved_tensors
-        grad_query = torch.zeros_like(query)
+        grad_query, *memory = torch.zeros_like(query), query.new_empty(0), query.new_empty(0)
         # Softmax: d score = weight * (d weight - sum of weight * d weight), the sum put in front.
         grad = grad.clone()
         grad[..., 0] -= (grad * read).sum(dim=-1)
         for samples, block in ReadTokens.blocks(query, tokens):
             t = tokens[samples, block]
-            weights = ReadTokens.product(query[samples], t).exp2_()
-            weights *= ReadTokens.product(grad[samples], t)
-            grad_query[samples].add_(ReadTokens.product(weights, t.mT))
-        return grad_query, None
+            weights = ReadTokens.product(query[samples], t, memory[0], ctx.onednn).exp2_()
+            weights *= ReadTokens.product(grad[samples], t, memory[1], ctx.onednn)
+            grad_query[samples].add_(ReadTokens.product(weights, t.mT, onednn=ctx.onednn))
+        return grad_query, None, None

@@ -1,4 +1,4 @@
-"""Pictures of what the attention reads: for each slice, and a montage for each scan.
+"""What a model looks at: pictures of its attention, slice by slice and scan by scan, and saliency.
 
 Attention is not explanation (Jain and Wallace 2019, arXiv:1902.10186).
 """
@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Dataset
 from evaluation import plots
 from evaluation.predictions import Answer, Predictions
-from perceiver import Perceiver
+from perceiver import Perceiver, autocast, evaluating
 from scans.cache import decode_slices
 from scans.names import picture_name
 
@@ -54,6 +55,38 @@ def draw_attention(
         title, path = f"{scan.name}\n{answer}, {verdict}", folder / file_name(name, "scan_")
         shown = f"number and {answer.column} of each slice"
         plots.draw_montage(title, labels, grey, maps[:, -1], path, shown)
+
+
+@torch.inference_mode(False)  # gradients on, where the caller has them off as well
+def saliency(model: Perceiver, images: Tensor, target: int | Tensor | None = None) -> Tensor:
+    """How fast each position changes the target's logit: the size of the logit's gradient.
+
+    The largest absolute value over the channels, as in Simonyan et al. 2013, arXiv:1312.6034,
+    section 3.1, in evaluation mode and without autocast, per unit of the normalised input. A slope
+    at this image is no more an explanation of the class than attention is (see
+    `Perceiver.attention_maps`). The parameters' `.grad` stays as it is.
+
+    images are those of `Perceiver.forward`. target is one class for all of them or one for each
+    (batch,), by default the predicted. Returns (batch, *axes), zero or above. Raises ValueError as
+    `forward` does, and for a target that is no class of the model.
+    """
+    # A leaf of its own; integers, which can't have a gradient, are for `tokens` to refuse.
+    images = images.detach().clone().requires_grad_(images.is_floating_point())
+    # Backward, too: with `checkpoint_latents` it computes the latents again.
+    with evaluating(model), autocast(images.device, False):
+        logits = model(images)
+        batch, classes = logits.shape
+        target = torch.as_tensor(logits.argmax(dim=1) if target is None else target)
+        numbers = not target.is_floating_point() and target.dtype != torch.bool
+        one_or_each = target.shape in ((), (batch,))
+        if not (numbers and one_or_each and ((target >= 0) & (target < classes)).all()):
+            raise ValueError(
+                f"expected as target a class from 0 to {classes - 1}, or one for each of the "
+                f"{batch} images, got {target.tolist()}"
+            )
+        index = target.to(logits.device, torch.int64).expand(batch)[:, None]  # (batch, 1)
+        (gradient,) = torch.autograd.grad(logits.gather(1, index).sum(), images)
+    return gradient.abs().amax(dim=1)
 
 
 def file_name(name: str, prefix: str = "") -> str:
