@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.program import OutOfMemory, UserError, run_program
 from common.workers import (
     StopSignals,
+    broadcast,
     choose_device,
     first_process_first,
     join_processes,
@@ -58,7 +59,7 @@ from dataset import (
 from evaluation.calibration import calibrate
 from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
-from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
+from perceiver import CheckpointError, ConfigError, Perceiver, faster_products, read_checkpoint
 from scans import copies, phantom, splits
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
@@ -146,6 +147,8 @@ def test_best(run: Run, subsets: dict[str, Dataset], args: argparse.Namespace) -
     """Calibrate the best checkpoint on validation, test it once, and write the report."""
     path = run.folder / "best.pt"
     model = Perceiver.from_checkpoint(path, run.model.latents.device)
+    if run.model.products:
+        model.choose_products(run.model.products)
     calibration = calibrate(predict(model, subsets["val"], at_a_time(args), args.amp))
     runfolder.save_calibration(path, model, calibration)
     predictions = predict(model, subsets["test"], at_a_time(args), args.amp)
@@ -184,6 +187,9 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         say(runfolder.check_same_data(folder, data))
 
     model = (resumed.model if resumed else new_model(args, train)).to(device)
+    if device.type == "cpu":
+        products = runfolder.read_record(folder).get("products") if resumed else None
+        model.choose_products(broadcast(products or faster_products(*model.latents.shape)))
     if device.type == "cuda" and train.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         pixels = train.pixels.to(device)  # once, and not batch by batch
         subsets = {name: subset.with_pixels(pixels) for name, subset in subsets.items()}
@@ -248,7 +254,7 @@ def start_folder(
     run.folder.mkdir(parents=True, exist_ok=True)
     cleanup.enter_context(runfolder.locked(run.folder))
     runfolder.check_unused(run.folder, args)
-    runfolder.record_start(run.folder, vars(args), run.model.latents.device, data)
+    runfolder.record_start(run.folder, vars(args), run.model, data)
     if not args.resume:
         scans = by_scan(subsets["train"].slices)
         splits.write_split(run.folder / "split.csv", scans, subset_of_scans(subsets))

@@ -115,6 +115,13 @@ def positive_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
 def as_flag(name: str, value) -> str:
     """An argument as it is typed: image_size, [76, 86] -> --image-size 76 86."""
     flag = name.replace("_", "-")

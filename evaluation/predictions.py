@@ -6,6 +6,7 @@ for scan in predictions.scans:
     print(scan.name, judge(scan, predictions.classes, unsure_below=0.8))
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -116,11 +117,16 @@ def predict(
 
     amp as in `perceiver.autocast`; bar is updated by samples.
     """
+    samples = torch.arange(rank(), len(dataset), processes())
+
+    def batches() -> Iterator[Tensor]:
+        for batch in samples.split(batch_size):
+            yield dataset.batch(batch)
+            if bar is not None:
+                bar.update(len(batch))
+
     logits = torch.zeros(len(dataset), model.config["num_classes"])
-    for batch in torch.arange(rank(), len(dataset), processes()).split(batch_size):
-        logits[batch] = model.predict_logits(dataset.batch(batch), batch_size, amp)
-        if bar is not None:
-            bar.update(len(batch))
+    logits[samples] = model.predict_logits(batches(), amp=amp)
     return Predictions(dataset, reduce(logits), model.calibration["temperature"])
 
 

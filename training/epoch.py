@@ -106,7 +106,7 @@ def train_one_epoch(
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
     sums = torch.zeros(2, device=device, dtype=torch.float64)
     if rank() == 0:
-        sums += torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64)
+        sums[0], sums[1] = progress.loss_sum, progress.correct
     first_failed = torch.full((), -1, device=device)
     started = time.perf_counter() - progress.seconds
     quiet = None if rank() == 0 else True  # None: a bar on a terminal, nothing in a log file
@@ -128,7 +128,7 @@ def train_one_epoch(
             waits = part is not parts[-1] and model is not core  # gradients are summed at the last
             with model.no_sync() if waits else nullcontext():
                 with autocast(device, args.amp):
-                    logits = model(core.normalise(pixels))
+                    logits = model(core.normalise(pixels), token_fraction=args.token_fraction)
                 loss = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
                 with losing_others() if model is not core else nullcontext():
                     (loss * weight).backward()
@@ -137,7 +137,8 @@ def train_one_epoch(
         norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
         fails = ~torch.isfinite(norm) & (first_failed < 0)
         first_failed = torch.where(fails, step, first_failed)
-        if device.type == "cuda":  # this step and all after it are skipped: nothing waits
+        if optimizer.defaults["fused"] and device.type != "cpu":
+            # This step and all after it are skipped: nothing waits.
             optimizer.found_inf = (first_failed >= 0).float()
         elif first_failed >= 0:
             raise non_finite_gradient(dataset, batch, step, progress, args)

@@ -91,13 +91,14 @@ def resume_command(folder: Path) -> str:
 # ---- what made the run: args.json ----------------------------------------------------------------
 
 
-def describe_run(arguments: dict, device: torch.device) -> dict:
+def describe_run(arguments: dict, model: Perceiver) -> dict:
     """What made this run: for args.json."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None
+    device = model.latents.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     packages = {"torch": torch, "einops": einops, "numpy": np, "pillow": PIL}
     versions = {name: package.__version__ for name, package in packages.items()}
@@ -107,6 +108,7 @@ def describe_run(arguments: dict, device: torch.device) -> dict:
         "started": datetime.now().isoformat(timespec="seconds"),
         "device": f"{device} {name}".strip(),
         "threads": torch.get_num_threads(),
+        "products": model.products,
         "launch": launch_id(),
         "git_commit": commit,
         "versions": {"python": platform.python_version(), **versions},
@@ -134,13 +136,13 @@ def read_record(folder: Path) -> dict:
     return record
 
 
-def record_start(folder: Path, arguments: dict, device: torch.device, data: dict) -> None:
+def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) -> None:
     """Write args.json; a resumed run adds how it went on.
 
     `arguments` are the latest, so that it goes on the same way again; `data` tells whether the
     images are still the same.
     """
-    made = {**describe_run(arguments, device), "data": data}
+    made = {**describe_run(arguments, model), "data": data}
     for left in folder.glob(".*.unfinished.*"):  # by a kill
         left.unlink()
     if arguments["resume"]:

@@ -43,7 +43,8 @@ def test_several_processes_do_what_one_does(tmp_path, count):
         )
     for one, many in zip(results[0][0], results[1][0], strict=True):
         for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
-            assert one[key] == pytest.approx(many[key], abs=1e-5), key
+            # Sums in another order round otherwise, and Adam enlarges it (seen: 1.6e-5).
+            assert one[key] == pytest.approx(many[key], abs=5e-5), key
     for key in ("count", "correct", "confusion_matrix"):
         assert results[0][1]["slices"][key] == results[1][1]["slices"][key]
 
