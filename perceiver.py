@@ -277,8 +277,8 @@ class Perceiver(nn.Module):
         empty axis, or integer pixels.
         """
         tokens = self.tokens(images, token_fraction)  # (batch, tokens, width), standardised
-        if self.products is None and onednn_takes(tokens) and tokens.numel() >= 2**18:
-            self.choose_products()  # small inputs, such as a test's, are not worth it
+        if self.products is None and onednn_takes(tokens, len(self.latents)):
+            self.choose_products()
         x = self.latents[None]  # (1, latents, latent_dim) until the first read makes it a batch
         for iteration in range(self.config["depth"]):
             x = self.block(iteration)(x, tokens)
@@ -601,9 +601,14 @@ def shown(value: object) -> str:
 # ---- on a CPU: the same functions, faster --------------------------------------------------------
 
 
-def onednn_takes(x: Tensor) -> bool:
+def onednn_takes(x: Tensor, outer: int) -> bool:
+    """Whether oneDNN can multiply x (..., inner) by `outer` rows, and a call costs less than that.
+
+    The size also keeps what is small, and any test, independent of what was measured.
+    """
     return (
-        x.device.type == "cpu"
+        x.numel() * outer >= 2**24
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
@@ -645,9 +650,8 @@ class Linear(nn.Linear):
         Chunks of one output would have gradients of the output's size to be joined in backward.
         """
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
-        # Below this size a call costs more than it saves.
-        large = self.onednn and x.numel() * len(self.weight) >= count * 2**24
-        product = onednn_linear if large and onednn_takes(x) else F.linear
+        onednn = self.onednn and onednn_takes(x, len(self.weight) // count)
+        product = onednn_linear if onednn else F.linear
         return [product(x, w, b) for w, b in zip(self.weight.chunk(count), biases, strict=True)]
 
 
@@ -706,7 +710,7 @@ class ReadTokens(torch.autograd.Function):
         It may lie in `out`, which is used again and again: new memory for each product would cost
         as much as the product.
         """
-        if onednn and len(a) == 1 and onednn_takes(a):
+        if onednn and len(a) == 1 and onednn_takes(a, b.shape[1]):
             return onednn_product(a[0], b[0])[None]
         if out is not None:
             out.resize_(len(a), a.shape[1], b.shape[1])

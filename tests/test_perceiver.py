@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,22 @@ def test_logits_and_gradients_equal_perceiver_pytorch(
         )
 
 
-def test_default_model_equals_perceiver_pytorch():
+@pytest.mark.parametrize("products", ["BLAS", "oneDNN"])
+def test_default_model_equals_perceiver_pytorch(monkeypatch, products):
     """At the experiment's sizes layers take other paths (oneDNN) than at those above."""
     torch.manual_seed(0)
-    model = Perceiver(depth=2)
+    model, taken = Perceiver(depth=2), set()
+    model.choose_products({"layers": products, "reading": products})
+
+    def recorded(usual):
+        def product(*operands):
+            taken.add(usual)
+            return usual(*operands)
+
+        return product
+
+    for name in ("onednn_linear", "onednn_product"):
+        monkeypatch.setattr(perceiver, name, recorded(getattr(perceiver, name)))
     peer = perceiver_pytorch_like(model)
     images = torch.randn(2, 1, 40, 70)
     ours, theirs = model(images), peer(images.movedim(1, -1))
@@ -79,6 +92,87 @@ def test_default_model_equals_perceiver_pytorch():
     gradients = peer_names(gradients, model.config["depth"])
     for name, parameter in peer.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
+    assert len(taken) == (2 if products == "oneDNN" else 0)
+
+
+@pytest.mark.parametrize("slow", ["BLAS", "oneDNN"])
+def test_the_products_that_are_faster_are_taken(monkeypatch, slow):
+    """Each is slowed down in turn, on a model whose first call is large enough to measure them."""
+
+    def slowed(usual):
+        def product(*operands, **named):
+            time.sleep(0.02)
+            return usual(*operands, **named)
+
+        return product
+
+    if slow == "oneDNN":
+        for name in ("onednn_linear", "onednn_product"):
+            monkeypatch.setattr(perceiver, name, slowed(getattr(perceiver, name)))
+    else:
+        for module, name in ((perceiver.F, "linear"), (torch, "bmm")):
+            monkeypatch.setattr(module, name, slowed(getattr(module, name)))
+    model = Perceiver(depth=1, num_latents=256, latent_dim=64)
+    model(torch.randn(1, 1, 4, 4))
+    assert model.products is None  # too small to be worth it
+    model(torch.randn(1, 1, 60, 60))
+    faster = "BLAS" if slow == "oneDNN" else "oneDNN"
+    assert model.products == {"layers": faster, "reading": faster}
+    assert model.blocks[0].latent_layers[0].expand.onednn == (faster == "oneDNN")
+    assert model.blocks[0].cross_attention.onednn == (faster == "oneDNN")
+
+
+@pytest.mark.parametrize(
+    "channels, positions", [(1, True), (3, True), (5, False)], ids=["one", "three", "no positions"]
+)
+@pytest.mark.parametrize("offset, contrast", [(0, 1), (1000, 1), (0, 0), (-3, 1000), (7, 1e-4)])
+def test_tokens_are_standardised_whatever_the_pixels(channels, positions, offset, contrast):
+    """In closed form as by LayerNorm, in double precision; a leading 1 before them."""
+    model = randomised(input_channels=channels, fourier_encode_data=positions)
+    images = offset + contrast * torch.randn(2, channels, 9, 14)
+    features = images.double().flatten(2).mT
+    if positions:
+        encoded = fourier_positions((9, 14), 10.0, 6, CPU).double().expand(2, -1, -1)
+        features = torch.cat([features, encoded], dim=2)
+    expected = layer_norm(features, features.shape[2:])
+    tokens = model.tokens(images)
+    assert (tokens[..., 0] == 1).all() and tokens.shape[2] % 16 == 0
+    width = features.shape[2]
+    # What float32 can hold of a small contrast on a large offset.
+    exact = 1e-5 if positions or offset == 0 else 1e-3
+    torch.testing.assert_close(tokens[..., 1 : 1 + width].double(), expected, atol=exact, rtol=0)
+
+
+def test_a_fraction_of_the_tokens_is_the_same_for_all_samples_and_iterations(monkeypatch):
+    model, images, read = randomised(), torch.randn(3, 1, 9, 14), []
+    usual = perceiver.read_tokens
+    monkeypatch.setattr(
+        perceiver, "read_tokens", lambda q, t, onednn: (read.append(t), usual(q, t, onednn))[1]
+    )
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(model(images, token_fraction=0.25))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    first, second, third = read[:3]
+    assert first is second is third  # the iterations of one pass
+    whole = model.tokens(images)
+    kept = [(whole[0] == token).all(dim=1).nonzero().item() for token in first[0]]
+    assert len(kept) == len(set(kept)) == round(0.25 * 9 * 14)
+    assert torch.equal(first, whole[:, kept])
+    state = torch.get_rng_state()
+    model(images)
+    assert torch.equal(torch.get_rng_state(), state)  # all of them: nothing is drawn
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
+def test_an_impossible_fraction_is_refused(fraction):
+    with pytest.raises(ValueError, match="share of the tokens above 0 and up to 1, got"):
+        randomised()(torch.randn(1, 1, 8, 8), token_fraction=fraction)
+
+
+def test_one_token_at_least_is_read():
+    assert randomised().tokens(torch.randn(1, 1, 8, 8), 1e-6).shape[1] == 1
 
 
 @pytest.fixture

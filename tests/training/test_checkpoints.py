@@ -1,15 +1,17 @@
 """What a run goes on from: odd and hostile files are refused, and so is what changes its result."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run
+from conftest import FLAGS, assert_same_run
 from PIL import Image
 
 import train
+from perceiver import Perceiver
 from training.runfolder import locked
 
 
@@ -127,3 +129,48 @@ def test_nothing_to_resume_from_is_an_error_and_never_a_fresh_start(tmp_path, ca
     assert stopped.value.code == 2
     assert "nothing to resume from" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_takes_the_matrix_products_it_took_before(whole_run, tmp_path, monkeypatch):
+    """Whatever would be measured now: the two round differently."""
+    record = json.loads((whole_run / "args.json").read_text())
+    assert set(record["products"]) == {"layers", "reading"}
+    folder, taken, usual = tmp_path / "run", [], Perceiver.choose_products
+
+    def choose_products(self, products=None):
+        taken.append(products)
+        usual(self, products)
+
+    monkeypatch.setattr(Perceiver, "choose_products", choose_products)
+    shutil.copytree(whole_run, folder)
+    for layers in ("BLAS", "oneDNN"):
+        products = {"layers": layers, "reading": "BLAS"}
+        (folder / "args.json").write_text(json.dumps({**record, "products": products}))
+        taken.clear()
+        assert train.main(["--resume", str(folder)]) == 0
+        assert taken and all(chosen == products for chosen in taken)
+        assert json.loads((folder / "args.json").read_text())["products"] == products
+
+
+def test_a_run_with_a_share_of_the_tokens_goes_on_to_the_bit(knees, tmp_path, capsys):
+    """Each step draws its own, in the middle of an epoch, too; evaluation reads all."""
+    arguments = ["--data-dir", str(knees), *FLAGS, "--token-fraction", "0.3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train.main([*arguments, "--output-dir", str(whole)]) == 0
+    stop = [*arguments, "--output-dir", str(stopped), "--save-every-steps", "1"]
+    with pytest.raises(KeyError), pytest.MonkeyPatch.context() as patch:
+        steps, usual = [], torch.optim.Adam.step
+
+        def step(self, *given):
+            steps.append(None)
+            if len(steps) == 7:
+                raise KeyError
+            return usual(self, *given)
+
+        patch.setattr(torch.optim.Adam, "step", step)
+        train.main(stop)
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert_same_run(whole, stopped)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--resume", str(stopped), "--grad-accumulation", "2"])
+    assert "can't be changed on the way" in capsys.readouterr().err
