@@ -33,14 +33,18 @@ def arguments(rounds: int = 2) -> argparse.Namespace:
 
 def test_each_model_is_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(speed, "MOST_ROUNDS", 1)  # others may be busy
-    large = {"num_latents": 256, "latent_dim": 256}  # enough for resident memory to tell
+    large = {
+        "num_latents": 256,
+        "latent_dim": 128,
+        "depth": 3,
+    }  # enough for resident memory to tell
     case = speed.measure("8x8", speed.Case((8, 8), 2, large), arguments())
     assert list(case["models"]) == list(speed.MODELS) and case["difference"] < 1e-4
     for model in case["models"].values():
         assert len(model["train"]) == len(model["infer"]) == 2
         assert min(model["infer"] + model["train"]) > 0
     memory = {name: model["memory"] for name, model in case["models"].items()}
-    assert 1e6 < memory["ours, --checkpoint-latents"] < memory["ours"]
+    assert 1e6 < memory["ours, --checkpoint-latents"] < 0.8 * memory["ours"], memory
     assert case["discarded"] == 0 and len(case["others"]) == 4  # 2 rounds of each word
     assert json.loads(json.dumps(case))["arguments"] == large
 
@@ -235,11 +239,12 @@ def test_the_documentation_shows_what_was_measured(tmp_path):
         )
 
 
-def test_a_page_without_marks_is_not_written(tmp_path):
+@pytest.mark.parametrize("page", ["", speed_records.BEGIN, speed_records.END])
+def test_a_page_without_marks_is_not_written(page, tmp_path):
     (tmp_path / "docs").mkdir()
     marks = f"{speed_records.BEGIN}\n{speed_records.END}\n"
     (tmp_path / "docs" / "speed.md").write_text(marks)
-    (tmp_path / "README.md").write_text("# Nothing\n")
+    (tmp_path / "README.md").write_text(page)
     with pytest.raises(speed_records.UserError, match=r"README.md: expected one line <!-- begin"):
         speed_records.write_docs({"records": [MEASURED]}, tmp_path)
     assert (tmp_path / "docs" / "speed.md").read_text() == marks
