@@ -1,11 +1,16 @@
 """How fast and how small: this Perceiver beside perceiver-pytorch, same sizes, same weights.
 
     python benchmarks/speed.py                    # all cases; writes speed.json and speed.png
-    python benchmarks/speed.py --cases 76x86 --rounds 9 --output mine.json
+    python benchmarks/speed.py --cases demo 76x86 --rounds 9 --output mine.json
+    python benchmarks/speed.py --output benchmarks/speed.json   # the records of docs/speed.md
+    python benchmarks/speed.py --write-docs       # puts those into docs/speed.md and README.md
 
-Each model of each case runs in a process of its own, and they take turns, one step at a time, so
-that a noisy machine is as noisy for all. Before anything is timed their logits are compared. A
-training step is zero_grad, forward, cross-entropy, backward, Adam; inference is without gradients.
+A results file holds one record a processor: that of this one is replaced, all others stay.
+
+Each model of each case runs in a process of its own, and they take turns, so that a noisy machine
+is as noisy for all; a round in which others took more than 10 % of the cores is measured again.
+Before anything is timed their logits are compared. A training step is zero_grad, forward,
+cross-entropy, backward, Adam; inference is without gradients. Short ones are repeated in a round.
 
 Memory is the highest resident memory (on a GPU: allocated) in a training step, above what the
 process held when model, gradients and optimizer state were already there.
@@ -14,21 +19,22 @@ Beside ours stands the limit: the floating-point operations of its matrix produc
 the rate of a large matrix product measured here, by way of torch.mm and by way of oneDNN.
 
 Hugging Face transformers' Perceiver is not here: it reads the tokens once, never again, and can't
-be configured to compute this model. Exit codes: 0 done, 1 the models disagree, 2 bad arguments.
+be configured to compute this model. Exit codes: 0 done, 1 the models disagree, 2 bad arguments or
+a results file that is none; that one is left as it is.
 """
 
 import argparse
 import ctypes
-import json
 import multiprocessing
+import os
 import platform
-import statistics
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,21 +46,58 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/speed.py`
 
 import perceiver  # noqa: E402
 from benchmarks.peers import perceiver_pytorch_like  # noqa: E402
+from benchmarks.speed_records import (  # noqa: E402
+    RESULTS,
+    add_record,
+    draw,
+    read_results,
+    section,
+    write_docs,
+)
+from common.program import UserError, positive_int, run_program  # noqa: E402
 from perceiver import Perceiver, autocast  # noqa: E402
+from training.arguments import DEMO, MODEL_FLAGS  # noqa: E402
 
-CASES = {"28x28": 4, "76x86": 2, "228x260": 2, "40x76x86": 1}  # axes -> batch
-GROWTH = ("128x128", "256x256", "384x384", "512x512")  # with a batch of 1
+
+class Case(NamedTuple):
+    axes: tuple[int, ...]
+    batch: int
+    arguments: dict  # of Perceiver; {}: the default model
+
+
+CASES = {
+    "28x28": Case((28, 28), 4, {}),
+    "76x86": Case((76, 86), 2, {}),
+    "228x260": Case((228, 260), 2, {}),
+    "40x76x86": Case((40, 76, 86), 1, {}),
+    "demo": Case(
+        DEMO["image_size"],
+        DEMO["batch_size"],
+        {name: value for name, value in DEMO.items() if name in MODEL_FLAGS},
+    ),
+    "28x28 small": Case((28, 28), 64, {"num_latents": 32, "latent_dim": 96, "depth": 3}),
+}
+GROWTH = ((128, 128), (256, 256), (384, 384), (512, 512))  # with a batch of 1
 MODELS = ("ours", "ours, --checkpoint-latents", "perceiver-pytorch")
-RESULTS = ROOT / "benchmarks" / "speed.json"  # those of docs/speed.md
+SHORT = 0.3  # seconds; what takes less is repeated until it took so long
+BUSY = 0.1  # the share of all cores that others may take in a round
+MOST_ROUNDS = 4  # times those that are wanted; then the quietest are taken
+
+
+class ModelsDisagree(UserError):
+    """Nothing is timed: the models don't compute the same."""
+
+    exit_code = 1
 
 
 # ---- one model in a process of its own -----------------------------------------------------------
 
 
-def build(name: str, axes: tuple[int, ...], device: torch.device) -> torch.nn.Module:
-    """The default model for these axes, with weights that depend on the axes' number alone."""
+def build(name: str, case: Case, device: torch.device) -> torch.nn.Module:
+    """The model of a case; its weights depend on its arguments and the number of axes alone."""
     torch.manual_seed(0)
-    model = Perceiver(input_axis=len(axes), checkpoint_latents="checkpoint" in name)
+    checkpoint = "checkpoint" in name
+    model = Perceiver(input_axis=len(case.axes), checkpoint_latents=checkpoint, **case.arguments)
     if name == "perceiver-pytorch":
         model = perceiver_pytorch_like(model)
     return model.to(device)
@@ -66,11 +109,12 @@ def resident(field: str = "VmRSS") -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def serve(connection, name: str, axes: tuple[int, ...], batch: int, device_name: str, amp: bool):
+def serve(connection, name: str, case: Case, device_name: str, amp: bool):
     """Build a model; then do one thing for each word received, and send the result back."""
+    axes, batch = case.axes, case.batch
     device = torch.device(device_name)
     on_gpu = device.type == "cuda"
-    model = build(name, axes, device)
+    model = build(name, case, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 1, *axes, generator=generator).to(device)
@@ -106,16 +150,20 @@ def serve(connection, name: str, axes: tuple[int, ...], batch: int, device_name:
                 Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
                 step(images)
                 connection.send(resident("VmHWM") - before)
+        elif word == "cpu":
+            connection.send(time.process_time())
         else:
             synchronise()
-            start = time.perf_counter()
-            if word == "train":
-                step(images)
-            else:
-                with torch.inference_mode():
-                    forward(images)
-            synchronise()
-            connection.send(time.perf_counter() - start)
+            start, done = time.perf_counter(), 0
+            while (taken := time.perf_counter() - start) < SHORT or not done:
+                if word == "train":
+                    step(images)
+                else:
+                    with torch.inference_mode():
+                        forward(images)
+                synchronise()
+                done += 1
+            connection.send(taken / done)
 
 
 @contextmanager
@@ -143,32 +191,55 @@ def processes(names: tuple[str, ...], *arguments):
             process.terminate()
 
 
-def measure(
-    case: str,
-    batch: int,
-    rounds: int,
-    args: argparse.Namespace,
-    words: tuple[str, ...] = ("train", "infer"),
-) -> list[dict]:
-    """A row for each model: seconds of each training step and inference, bytes at the peak."""
-    axes = tuple(map(int, case.split("x")))
-    rows = []
-    with processes(MODELS, axes, batch, args.device, args.amp) as ask:
+class Round(NamedTuple):
+    seconds: dict[str, float]  # model -> of one step
+    others: float  # share of all cores that neither these models nor idleness took
+
+
+def busy_seconds() -> float:
+    """CPU time since the start, over all cores, that was not idle; "steal" is the host's others."""
+    fields = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def take_round(ask, word: str) -> Round:
+    """One step (or inference) of each model in turns, and what others took meanwhile."""
+    before = time.perf_counter(), busy_seconds(), sum(ask(name, "cpu") for name in MODELS)
+    seconds = {name: ask(name, word) for name in MODELS}
+    after = time.perf_counter(), busy_seconds(), sum(ask(name, "cpu") for name in MODELS)
+    wall, busy, own = (b - a for a, b in zip(before, after, strict=True))
+    return Round(seconds, max(0.0, busy - own) / (wall * os.cpu_count()))
+
+
+def take_rounds(ask, word: str, rounds: int, title: str) -> list[Round]:
+    """At least so many quiet ones, and the busy ones between them; or as many as are allowed."""
+    taken: list[Round] = []
+    for _ in tqdm(range(MOST_ROUNDS * rounds), title, unit="round", disable=None):
+        taken.append(take_round(ask, word))
+        if sum(one.others <= BUSY for one in taken) == rounds:
+            break
+    return taken
+
+
+def measure(title: str, case: Case, args: argparse.Namespace, words=("train", "infer")) -> dict:
+    """Seconds of each training step and inference of each model, and bytes at the peak."""
+    with processes(MODELS, case, args.device, args.amp) as ask:
         logits = {name: torch.tensor(ask(name, "logits")) for name in MODELS}
         difference = max((logits[name] - logits["ours"]).abs().max().item() for name in MODELS)
         if not difference < (0.1 if args.amp else 1e-4):
-            raise ArithmeticError(f"{case}: the models' logits differ by {difference}")
-        memory = {name: ask(name, "memory") for name in MODELS}
-        seconds = {name: {word: [] for word in words} for name in MODELS}
+            raise ModelsDisagree(f"{title}: the models' logits differ by {difference}")
+        models: dict[str, dict] = {name: {"memory": ask(name, "memory")} for name in MODELS}
+        discarded, others = 0, []
         for word in words:
-            for _ in tqdm(range(rounds), f"{case} {word}", unit="round", disable=None):
-                for name in MODELS:  # in turns
-                    seconds[name][word].append(ask(name, word))
-    tokens = int(np.prod(axes))
-    for name in MODELS:
-        row = {"case": case, "batch": batch, "tokens": tokens, "model": name}
-        rows.append({**row, **seconds[name], "memory": memory[name], "difference": difference})
-    return rows
+            taken = take_rounds(ask, word, args.rounds, f"{title} {word}")
+            kept = sorted(taken, key=lambda one: one.others)[: args.rounds]
+            discarded += len(taken) - len(kept)
+            others += [one.others for one in kept]
+            for name in MODELS:
+                models[name][word] = [one.seconds[name] for one in kept]
+    found = {"difference": difference, "discarded": discarded, "others": others, "models": models}
+    return {"case": title, **case._asdict(), **found}
 
 
 # ---- what the machine could do at most -----------------------------------------------------------
@@ -195,193 +266,116 @@ def matrix_product_rates(device: torch.device, amp: bool) -> dict[str, float]:
     return rates
 
 
-def count_operations(case: str, batch: int) -> int:
+def count_operations(case: Case) -> int:
     """Floating-point operations of the matrix products in one of our training steps."""
-    axes = tuple(map(int, case.split("x")))
-    model = build("ours", axes, torch.device("cpu"))
+    model = build("ours", case, torch.device("cpu"))
     usual, perceiver.onednn_takes = perceiver.onednn_takes, lambda x: False  # it is not counted
     try:
         # The plain attention is counted, the fused one is not.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            model(torch.randn(batch, 1, *axes)).sum().backward()
+            model(torch.randn(case.batch, 1, *case.axes)).sum().backward()
     finally:
         perceiver.onednn_takes = usual
     return counter.get_total_flops()
 
 
-# ---- results -------------------------------------------------------------------------------------
-
-
-def fit_line(x: list[float], y: list[float]) -> dict:
-    """Least squares y = slope x + intercept, and the share of the variance that it explains."""
-    slope, intercept = np.polyfit(x, y, 1)
-    residual = np.asarray(y) - (slope * np.asarray(x) + intercept)
-    r2 = 1 - residual.var() / np.var(y)
-    return {"slope": float(slope), "intercept": float(intercept), "r2": float(r2)}
-
-
-def growth_fits(rows: list[dict]) -> dict:
-    """Model -> how its median training step, and its memory, grow with tokens."""
-    fits = {}
-    for name in MODELS:
-        own = [row for row in rows if row["model"] == name]
-        tokens = [row["tokens"] for row in own]
-        seconds = [statistics.median(row["train"]) for row in own]
-        memory = [row["memory"] for row in own]
-        fits[name] = {"seconds": fit_line(tokens, seconds), "bytes": fit_line(tokens, memory)}
-    return fits
-
-
-def table(results: dict) -> str:
-    """The results in Markdown. Ratios are of medians, peer over model; a spread is min to max."""
-    lines = [
-        "| input, batch | model | training step, s | | inference, s | | memory, MB | |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: |",
-    ]
-    for case in dict.fromkeys(row["case"] for row in results["cases"]):
-        rows = [row for row in results["cases"] if row["case"] == case]
-        peer = next(row for row in rows if row["model"] == "perceiver-pytorch")
-        for row in rows:
-            cells = [f"{case.replace('x', ' x ')}, {row['batch']}", row["model"]]
-            for word in ("train", "infer"):
-                median, best, worst = (f(row[word]) for f in (statistics.median, min, max))
-                cells.append(f"{median:.3g} ({best:.3g} to {worst:.3g})")
-                cells.append(f"{statistics.median(peer[word]) / median:.1f}x")
-            cells.append(f"{row['memory'] / 1e6:,.0f}")
-            cells.append(f"{peer['memory'] / row['memory']:.1f}x")
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def summary(results: dict) -> str:
-    """What stands below the table: machine, limit, growth."""
-    machine = results["machine"]
-    lines = [
-        f"{machine['processor']}, {machine['threads']} threads, PyTorch {machine['torch']}, "
-        f"{machine['precision']}; {results['rounds']} rounds in turns: median (min to max). "
-        "On a GPU: not measured."
-        if machine["device"] == "cpu"
-        else f"{machine['processor']}, PyTorch {machine['torch']}, {machine['precision']}; "
-        f"{results['rounds']} rounds in turns: median (min to max)."
-    ]
-    for limit in results["limits"]:
-        shares = " and ".join(
-            f"{limit['operations'] / rate / limit['seconds']:.0%} of what {name} "
-            f"({rate / 1e9:,.0f} GFLOP/s) would allow"
-            for name, rate in results["rates"].items()
-        )
-        lines.append(
-            f"{limit['case'].replace('x', ' x ')}: {limit['operations'] / 1e9:,.0f} GFLOP in the "
-            f"matrix products of our training step, done at {shares}."
-        )
-    for name, fit in results["growth_fits"].items():
-        lines.append(
-            f"Line through the training steps of growing images, batch 1, {name}: "
-            f"{fit['seconds']['slope'] * 1e6:.3g} s for each million tokens "
-            f"(R² {fit['seconds']['r2']:.4f}) and {fit['bytes']['slope']:,.0f} bytes for each "
-            f"token (R² {fit['bytes']['r2']:.4f})."
-        )
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def draw(results: dict, path: Path) -> None:
-    """Time and memory of a training step against tokens."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    colours = dict(zip(MODELS, ("#1f6fb2", "#7fb2de", "#d1495b"), strict=True))
-    for axes, quantity in zip(figure.subplots(1, 2), ("seconds", "bytes"), strict=True):
-        for name, colour in colours.items():
-            own = [row for row in results["growth"] if row["model"] == name]
-            tokens = np.array([row["tokens"] for row in own])
-            fit = results["growth_fits"][name][quantity]
-            if quantity == "seconds":
-                values, scale = [statistics.median(row["train"]) for row in own], 1
-            else:
-                values, scale = [row["memory"] / 1e9 for row in own], 1e-9
-            axes.plot(tokens / 1e3, values, "o", color=colour, label=name)
-            ends = np.array([0, tokens.max()])
-            line = (fit["slope"] * ends + fit["intercept"]) * scale
-            axes.plot(ends / 1e3, line, "-", color=colour, linewidth=1)
-        axes.set(xlabel="tokens (thousands), batch 1", xlim=0, ylim=0)
-        axes.grid(alpha=0.3)
-        if quantity == "seconds":
-            axes.set(title="Training step", ylabel="seconds")
-            axes.legend()
-        else:
-            axes.set(title="Memory above weights, gradients and optimizer", ylabel="GB")
-    figure.savefig(path, dpi=120)
+# ---- a record ------------------------------------------------------------------------------------
 
 
 def processor() -> str:
+    """As /proc/cpuinfo names it, with what tells the generations of one name apart."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    known = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    generation = ", ".join(f"{name} {fields[key]}" for name, key in known.items() if key in fields)
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({generation})" if generation else name
+
+
+def commit() -> str:
+    """The short git hash of what is measured, with -dirty if files differ from it; "" if none."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip()
+
+
+def axes_of(text: str) -> tuple[int, ...]:
+    return tuple(map(positive_int, text.split("x")))
+
+
+def measure_all(args: argparse.Namespace) -> dict:
+    """The record of this processor."""
+    device = torch.device(args.device)
+    record = {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": "bfloat16 autocast" if args.amp else "float32",
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "rounds": args.rounds,
+        "busy": BUSY,
+    }
+    rates = matrix_product_rates(device, args.amp)
+    cases = [measure(name, CASES[name], args) for name in args.cases]
+    growth = [
+        measure("x".join(map(str, axes)), Case(axes, 1, {}), args, ("train",))
+        for axes in args.growth
+    ]
+    again = matrix_product_rates(device, args.amp)  # a noisy machine may have been slow before
+    rates = {name: max(rate, again[name]) for name, rate in rates.items()}
+    for case in cases:
+        case["operations"] = count_operations(CASES[case["case"]])
+    return {**record, "rates": rates, "cases": cases, "growth": growth}
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.write_docs:
+        results = read_results(RESULTS)
+        write_docs(results)
+        draw(results, RESULTS.with_suffix(".png"))
+        return 0
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    read_results(args.output)  # before minutes of measuring: what can't be read can't be kept
+    record = measure_all(args)
+    results = add_record(args.output, record)
+    draw(results, args.output.with_suffix(".png"))
+    print(section(record, results["records"]))
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument(
-        "--growth", nargs="*", default=list(GROWTH), metavar="AXES", help="images; none: leave out"
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument(
+        "--growth", nargs="*", type=axes_of, default=GROWTH, metavar="HxW", help="images of batch 1"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast")
     parser.add_argument(
         "--output", type=Path, default=Path("speed.json"), help="JSON; a PNG lies beside it"
     )
+    parser.add_argument(
+        "--write-docs", action="store_true", help="measure nothing; tables and picture of the docs"
+    )
     args = parser.parse_args(arguments)
-    device = torch.device(args.device)
-    args.amp = device.type == "cuda" if args.amp is None else args.amp
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {args.rounds}")
-
-    rates = matrix_product_rates(device, args.amp)
-    try:
-        cases = [
-            row for case in args.cases for row in measure(case, CASES[case], args.rounds, args)
-        ]
-        growth = [
-            row for case in args.growth for row in measure(case, 1, args.rounds, args, ("train",))
-        ]
-    except ArithmeticError as error:
-        print(f"speed.py: {error}", file=sys.stderr)
-        return 1
-    again = matrix_product_rates(device, args.amp)  # a noisy machine may have been slow before
-    rates = {name: max(rate, again[name]) for name, rate in rates.items()}
-    limits = []
-    for row in cases:
-        if row["model"] == "ours":
-            operations = count_operations(row["case"], row["batch"])
-            seconds = statistics.median(row["train"])
-            limits.append({"case": row["case"], "operations": operations, "seconds": seconds})
-    results = {
-        "machine": {
-            "processor": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "precision": "bfloat16 autocast" if args.amp else "float32",
-        },
-        "rounds": args.rounds,
-        "rates": rates,
-        "limits": limits,
-        "cases": cases,
-        "growth": growth,
-        "growth_fits": growth_fits(growth) if growth else {},
-    }
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
-    if growth:
-        draw(results, args.output.with_suffix(".png"))
-    print(table(results))
-    print()
-    print(summary(results))
-    return 0
+    if len(args.growth) == 1:
+        parser.error("--growth lays a line through images of two sizes or more; name them, or none")
+    if args.amp is None:
+        args.amp = torch.device(args.device).type == "cuda"
+    return run_program(run, args, "speed.py")
 
 
 if __name__ == "__main__":
