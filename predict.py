@@ -36,7 +36,6 @@ from common.program import OutOfMemory, Parser, UserError, positive_int, run_pro
 from common.workers import choose_device
 from dataset import Dataset, add_naming_arguments, list_slices
 from dataset import options_of as dataset_options
-from evaluation.explain import draw_attention
 from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
 from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
@@ -250,6 +249,8 @@ def run(args: argparse.Namespace) -> int:
         text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
         print(f"{len(rows)} scans: {text}" + (f"; {failed} unreadable" if failed else ""))
     if args.attention:
+        from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
+
         verdicts = [row["verdict"] for row in rows]
         draw_attention(
             model, answers.predictions, verdicts, args.attention, args.batch_size, args.workers

@@ -174,9 +174,11 @@ class Lister:
         for folder, files in walk(root, failures):
             inside = Path(folder).relative_to(root).as_posix()
             start = "" if inside == "." else f"{inside}/"
-            for name in filter(is_image, files):
-                found.append(Found(os.path.join(folder, name), start + name))
-            others = [name for name in files if not is_image(name)]
+            images, others = [], []
+            for name in files:
+                (images if is_image(name) else others).append(name)
+            whole = os.path.join(folder, "")
+            found += [Found(whole + name, start + name) for name in images]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
             not_images.append((folder, others))
