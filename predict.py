@@ -14,10 +14,12 @@ Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or 
 --audit had nothing to compare, 3 --audit found a mismatch, 130 interrupted.
 """
 
+import gc
 import signal
 
-if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # while PyTorch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C
+    gc.disable()  # nothing of it is garbage; run_program goes on with that
 
 import argparse
 import json

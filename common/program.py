@@ -78,7 +78,8 @@ def run_program(
     expected: error types besides UserError whose message is for the user, such as the model's.
     """
     print_any_name()
-    gc.freeze()  # what was imported stays: to search it again and again takes 0.3 s
+    gc.freeze()  # what was imported stays: to search it for garbage again and again takes 0.3 s
+    gc.enable()
     try:
         return run(args)
     except BrokenPipeError:  # `... | head`: nobody listens any more

@@ -210,7 +210,7 @@ def parse_name(name: str, is_volume: bool, classes: list[str]) -> Identity | Non
 
 def is_written(name: str) -> bool:
     """Whether --write-slices writes such names."""
-    return bool(WRITTEN_NAME.fullmatch(os.path.splitext(name)[0]))
+    return name.startswith("patient=") and bool(WRITTEN_NAME.fullmatch(os.path.splitext(name)[0]))
 
 
 def compile_pattern(text: str) -> re.Pattern:
