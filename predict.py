@@ -14,10 +14,12 @@ Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or 
 --audit had nothing to compare, 3 --audit found a mismatch, 130 interrupted.
 """
 
+import gc
 import signal
 
-if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # while PyTorch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C
+    gc.disable()  # nothing of it is garbage; run_program goes on with that
 
 import argparse
 import json
@@ -36,7 +38,6 @@ from common.program import OutOfMemory, Parser, UserError, positive_int, run_pro
 from common.workers import choose_device
 from dataset import Dataset, add_naming_arguments, list_slices
 from dataset import options_of as dataset_options
-from evaluation.explain import draw_attention
 from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
 from perceiver import CheckpointError, Perceiver
 from scans.cache import decode_slices
@@ -250,6 +251,8 @@ def run(args: argparse.Namespace) -> int:
         text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
         print(f"{len(rows)} scans: {text}" + (f"; {failed} unreadable" if failed else ""))
     if args.attention:
+        from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
+
         verdicts = [row["verdict"] for row in rows]
         draw_attention(
             model, answers.predictions, verdicts, args.attention, args.batch_size, args.workers

@@ -16,10 +16,12 @@ Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusa
 data, 130 / 143 stopped by SIGINT / SIGTERM after saving.
 """
 
+import gc
 import signal
 
-if __name__ == "__main__":  # no traceback of a Ctrl-C while PyTorch is imported
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # while PyTorch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C
+    gc.disable()  # nothing of it is garbage; run_program goes on with that
 
 import argparse
 import inspect

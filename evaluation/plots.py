@@ -2,7 +2,6 @@
 
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from common.files import whole_file
 from evaluation.metrics import Outcomes, confidence_bins
+from evaluation.predictions import Example
 from scans.names import drawable, shortened
 
 COLOURS = TRAIN_COLOUR, VAL_COLOUR = "#1f6fb2", "#d1495b"
@@ -240,16 +240,6 @@ def draw_montage(
             overlay(axes, images[i], maps[i])
             axes.set_title(drawable(labels[i]), fontsize=7, parse_math=False)
     save(figure, path)
-
-
-class Example(NamedTuple):
-    """A slice or a scan, for draw_errors."""
-
-    name: str
-    label: str  # the true one
-    p_true: float  # its probability
-    image: np.ndarray  # (height, width)
-    wrong: bool
 
 
 def draw_errors(scans: list[Example], slices: list[Example], path: Path) -> None:

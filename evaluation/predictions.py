@@ -177,6 +177,16 @@ class Answer(NamedTuple):
         return f"{self.label}, {self.column} {self.share}"
 
 
+class Example(NamedTuple):
+    """A slice or a scan, to be drawn with the probability of its true label."""
+
+    name: str
+    label: str  # the true one
+    p_true: float  # its probability
+    image: np.ndarray  # (height, width)
+    wrong: bool
+
+
 def probability_columns(p: np.ndarray, classes: list[str]) -> dict[str, str]:
     """The cells of a table: p_left, p_right, ..."""
     return {f"p_{name}": f"{value:.6f}" for name, value in zip(classes, p, strict=True)}

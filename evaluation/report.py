@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from common.files import write_csv, write_json
-from evaluation import plots
 from evaluation.calibration import Calibration
 from evaluation.metrics import score
-from evaluation.plots import Example
-from evaluation.predictions import Predictions, probability_columns
+from evaluation.predictions import Example, Predictions, probability_columns
 from scans.names import are_sides
 
 EXAMPLES = 8  # scans in errors.png, and three times as many slices
@@ -47,6 +45,8 @@ def test_figures(
 
 def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
     """Write the figures, the table of all slices and the pictures of a test."""
+    from evaluation import plots  # matplotlib, which a run needs at its end only
+
     classes = predictions.classes
     true = "side" if are_sides(classes) else "expected"  # `label` is what the model says
     rows = [

@@ -176,21 +176,28 @@ class Fingerprint(NamedTuple):
 def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> Fingerprint | None:
     """None if a file can't be looked at."""
     key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)}".encode())
-    paths, files, firsts = key.copy(), {}, []
+    paths, firsts = key.copy(), []
+    made_of: dict[str, str] = {}  # source -> sizes and times of its files, and its slicing
+    folders: dict[str, str] = {}  # as it is named -> its whole path: quicker than one a file
     for s in slices:
-        if s.source not in files:
+        sliced = s.volume and s.volume.slicing
+        if s.source not in made_of:
             try:
                 parts = source_files(s.volume) if s.volume else [s.source]
                 found = [os.stat(part) for part in parts]
             except (OSError, ValueError):  # ValueError: a name with a zero in it
                 return None
-            files[s.source] = [(status.st_size, status.st_mtime_ns) for status in found]
-            firsts.append((os.path.abspath(parts[0]), *files[s.source][0]))
-            files[s.source].append(s.volume and s.volume.slicing)
-        name, sliced = os.path.abspath(s.name), s.volume and s.volume.slicing
-        key.update(f"{name} {files[s.source]}\n".encode(errors="surrogateescape"))
+            files = [(status.st_size, status.st_mtime_ns) for status in found]
+            firsts.append((parts[0], *files[0]))
+            made_of[s.source] = f"{[*files, sliced]}"
+        folder, file = os.path.split(s.name)
+        if folder not in folders:
+            folders[folder] = os.path.join(os.path.abspath(folder), "")
+        name = folders[folder] + file
+        key.update(f"{name} {made_of[s.source]}\n".encode(errors="surrogateescape"))
         paths.update(f"{name} {sliced}\n".encode(errors="surrogateescape"))
-    shown = dict.fromkeys((firsts[0], firsts[len(firsts) // 2], firsts[-1])) if firsts else ()
+    shown = (firsts[0], firsts[len(firsts) // 2], firsts[-1]) if firsts else ()
+    shown = dict.fromkeys((os.path.abspath(path), size, time) for path, size, time in shown)
     return Fingerprint(key.hexdigest()[:32], paths.hexdigest()[:32], tuple(shown))
 
 

@@ -301,12 +301,15 @@ def unify_patients(found: list[Found], problems: list[Problem]) -> None:
 
     They may be two people, but if they are one, who is taken for two leaks.
     """
-    spellings: dict[str, dict[str, None]] = defaultdict(dict)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    first_of: dict[str, str] = {}  # each spelling -> the first of the same patient
     for item in found:
         if item.patient and item.way != EACH:
-            of_one = spellings[names.patient_key(item.patient)]
-            of_one[item.patient] = None
-            item.patient = next(iter(of_one))
+            if item.patient not in first_of:
+                of_one = spellings[names.patient_key(item.patient)]
+                of_one.append(item.patient)
+                first_of[item.patient] = of_one[0]
+            item.patient = first_of[item.patient]
     several = [" = ".join(of_one) for of_one in spellings.values() if len(of_one) > 1]
     if several:
         text = f"{len(several)} patients are spelled in several ways, and taken for one each: "

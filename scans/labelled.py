@@ -73,12 +73,20 @@ def list_labelled(
     check_scans(labelled, "the manifest" if is_manifest(os.fspath(path)) else "the names")
     if is_manifest(os.fspath(path)):
         check_files(labelled, os.path.dirname(os.path.abspath(path)))
-    labelled.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))
+    sort_slices(labelled)
     lines = describe_patients(labelled, listing)
     if classes is None and not names.are_sides(listing.classes):
         lines = [describe_labels(labelled, listing.classes), *lines]
     remarks += [Problem("", Kind.REMARK, line) for line in lines]
     return Listing(labelled, remarks, listing.classes, listing.patients, listing.is_inferred)
+
+
+def sort_slices(slices: list[Slice]) -> None:
+    """By scan and number; where a scan has a number twice, by name, too, which takes longer."""
+    if len({(s.scan, s.number) for s in slices}) == len(slices):
+        slices.sort(key=lambda s: (s.scan, s.number))
+    else:
+        slices.sort(key=lambda s: (s.scan, s.number, natural_order(s.name)))
 
 
 def why_no_folder(path: str) -> str:

@@ -20,7 +20,10 @@ def tell_labels(
         try:
             witnesses = [(item.label_by, item.label)] if item.label else []
             if item.label_by != "pattern":
-                of_path = labels_of_path(item.path, classes, below_root)
+                if below_root and item.label_by == "name":  # it has been read
+                    of_path = labels_of_folders(item.path.split("/")[:-1], classes, below_root)
+                else:
+                    of_path = labels_of_path(item.path, classes, below_root)
                 of_column = of_columns.get(item, [])
                 if below_root or not of_path:  # of a path that was typed the nearest counts
                     of_path += of_column if below_root else of_column[-1:]
@@ -62,17 +65,26 @@ def labels_of_path(path: str, classes: list[str], below_root: bool) -> list[tupl
     found = []
     if names.are_sides(classes) and (side := names.side_in(name)):
         found.append(("name", label_of_word(side, classes)))
+    if below_root or not found:
+        found += labels_of_folders(folders, classes, below_root)
+    return found
+
+
+def labels_of_folders(
+    folders: list[str], classes: list[str], below_root: bool
+) -> list[tuple[str, str]]:
+    """Of each folder that tells a label, or of the nearest. Raises Contradiction."""
+    found = []
     for folder in reversed(folders):
-        if found and not below_root:
-            break
         label = names.label_of_folder(folder, classes)
         if not label and names.are_sides(classes) and (side := names.side_in(folder)):
             label = label_of_word(side, classes)
         if label:
             found.append(("folder", label))
-    of_folders = {label for who, label in found if who == "folder"}
-    if len(of_folders) > 1:
-        labels = " and ".join(sorted(of_folders))
+            if not below_root:
+                break
+    if len(set(found)) > 1:
+        labels = " and ".join(sorted({label for _, label in found}))
         raise Contradiction(f"its folders say {labels}; --name-pattern or a manifest can tell")
     return found
 

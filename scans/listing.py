@@ -9,7 +9,8 @@ What can be trained on: `labelled.list_labelled`.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 from common.files import abridged
@@ -38,6 +39,8 @@ from scans.tables import (
     remark_on_manifest,
 )
 from scans.volumes import VolumeError
+
+FIELDS = attrgetter(*(field.name for field in fields(Found)))  # all values of one
 
 # ---- everything that is there --------------------------------------------------------------------
 
@@ -152,11 +155,13 @@ class Lister:
         Of one scan there is nothing to part, and a prediction of single files needs no patient:
         otherwise it is asked for where nothing tells it.
         """
-        pristine = [replace(item) for item in found] if root else []
+        # Before it changes them; in values, as copies take longer.
+        pristine = [FIELDS(item) for item in found] if root else []
         arguments = self.classes, self.options
         known = identify(found, *arguments, self.problems, root, tables)
         if root and len({item.scan for item in known.unknown}) > 1:
-            self.note(Kind.NAMELESS, ask(pristine, known.unknown, *arguments, root, tables))
+            before = [Found(*values) for values in pristine]
+            self.note(Kind.NAMELESS, ask(before, known.unknown, *arguments, root, tables))
         elif root and known.strangers and self.options.patients != "named":
             others = {item.scan for item in found if item.label} - {x.scan for x in known.strangers}
             self.note(Kind.NAMELESS, ask_of_strangers(len(others), known.strangers))
@@ -174,9 +179,11 @@ class Lister:
         for folder, files in walk(root, failures):
             inside = Path(folder).relative_to(root).as_posix()
             start = "" if inside == "." else f"{inside}/"
-            for name in filter(is_image, files):
-                found.append(Found(os.path.join(folder, name), start + name))
-            others = [name for name in files if not is_image(name)]
+            images, others = [], []
+            for name in files:
+                (images if is_image(name) else others).append(name)
+            whole = os.path.join(folder, "")
+            found += [Found(whole + name, start + name) for name in images]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
             not_images.append((folder, others))

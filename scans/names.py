@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from scans.slices import SIDES, Contradiction, DataError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.I | re.S)
 VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii\.gz|\.tar\.gz|\.\w+)?", re.S)
 SIDE_WORD = re.compile(r"(?<![^\W\d_])(left|right|l_e_f_t|r_i_g_h_t)(?![^\W\d_])", re.I)
@@ -35,6 +35,7 @@ WHOLE = (  # fields that hold separators: L_E_F_T, 2006-09-21, 21.09.2006
 )
 FIELD = re.compile(rf"{WHOLE % (1, 2)}|[^\W_]+?(?={WHOLE % (3, 4)})|[^\W_]+", re.I)
 RUN = re.compile(r"[^\W\d_]+|\d+")
+NUMBER = re.compile(r"([0-9]+)")
 YEAR_FIRST = re.compile(r"(?:19|20)\d\d[-_.]?(\d\d)[-_.]?(\d\d)")
 YEAR_LAST = re.compile(r"(\d\d)[-_.]?(\d\d)[-_.]?(?:19|20)\d\d")
 NAMED_MONTH = re.compile(
@@ -81,7 +82,7 @@ class Identity(NamedTuple):
 
 def is_image(name: str) -> bool:
     """By its ending; Thumbs.db, .DS_Store, ._copies and other litter are none."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def is_volume_name(name: str) -> bool:
@@ -91,8 +92,9 @@ def is_volume_name(name: str) -> bool:
 
 def natural_order(name: str) -> list:
     """Sort key that puts slice 2 before slice 10."""
-    parts = re.split(r"([0-9]+)", name)  # every second one is a number
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    parts: list = NUMBER.split(name)
+    parts[1::2] = map(int, parts[1::2])  # every second one is a number
+    return parts
 
 
 def normalised_scan(stem: str, label: str) -> str:
@@ -208,7 +210,7 @@ def parse_name(name: str, is_volume: bool, classes: list[str]) -> Identity | Non
 
 def is_written(name: str) -> bool:
     """Whether --write-slices writes such names."""
-    return bool(WRITTEN_NAME.fullmatch(os.path.splitext(name)[0]))
+    return name.startswith("patient=") and bool(WRITTEN_NAME.fullmatch(os.path.splitext(name)[0]))
 
 
 def compile_pattern(text: str) -> re.Pattern:

@@ -1,6 +1,8 @@
 """The house of docs and README: arrows point down only, and every file is in a wing."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -60,3 +62,8 @@ def test_no_function_is_longer_than_85_lines():
         for node in ast.walk(tree)
         if isinstance(node, functions) and (lines := node.end_lineno - node.lineno + 1) > 85
     ]
+
+
+def test_programs_start_without_what_only_draws():
+    code = "import sys, train, predict, dataset; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -29,7 +29,6 @@ from PIL import Image
 from common.files import whole_file, write_csv, write_json
 from common.program import MissingPackage, UserError
 from common.workers import broadcast, processes, rank, wait_for_all
-from evaluation import plots
 from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, read_checkpoint
 from training.epoch import NonFiniteError, Progress
@@ -224,6 +223,8 @@ class Run:
     def draw(self) -> None:
         """Write metrics.csv and curves.png."""
         if rank() == 0 and self.progress.rows:
+            from evaluation import plots  # matplotlib takes a third of a second at the start
+
             write_csv(self.folder / "metrics.csv", self.progress.rows)
             plots.draw_curves(self.progress.rows, self.folder / "curves.png")
 

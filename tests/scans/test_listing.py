@@ -32,6 +32,15 @@ def test_scan_is_the_whole_name_because_patient_visit_and_side_repeat(tmp_path):
     assert [len(slices) for slices in scans.values()] == [40, 40, 40]
 
 
+def test_names_decide_where_a_scan_has_a_number_twice(tmp_path):
+    rows = [f"{name},left,p1,s1\n" for name in ("b_10.png", "b_2.png", "a_10.png", "c_1.png")]
+    (tmp_path / "table.csv").write_text("path,label,patient,scan\n" + "".join(rows))
+    for row in rows:
+        Image.new("L", (8, 8)).save(tmp_path / row.split(",")[0])
+    slices, _ = listed(tmp_path / "table.csv")
+    assert [Path(s.source).stem for s in slices] == ["c_1", "b_2", "a_10", "b_10"]
+
+
 def test_slices_are_found_in_nested_folders_and_in_number_order_and_litter_is_not(tmp_path):
     inner = tmp_path / "AKOA_Analysis" / "AKOA_Analysis"
     scan = write_scan(inner, 1, "RIGHT")
