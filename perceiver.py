@@ -31,6 +31,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
+from torch.nn.grad import conv2d_weight
 
 
 @lru_cache(maxsize=8)
@@ -616,24 +617,32 @@ def onednn_takes(x: Tensor, outer: int) -> bool:
     )
 
 
-def onednn_product(a: Tensor, b: Tensor) -> Tensor:
-    """a bT with oneDNN: (rows, inner), (outer, inner) -> (rows, outer); no autograd.
+def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a bT + bias with oneDNN: (..., inner), (outer, inner), (outer,) -> (..., outer); no autograd.
 
     The operator is the one that torch.compile calls for a linear layer on a CPU.
     """
-    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear as oneDNN's convolution of a column of pixels, each a row of x, by 1 x 1 kernels.
+class OneDNNLinear(torch.autograd.Function):
+    """F.linear whose three matrix products are oneDNN's."""
 
-    Rows of x are pixels with their channels last, as oneDNN takes them, so that neither forward nor
-    backward copies an operand.
-    """
-    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, inner, rows, 1)
-    kernels = weight[:, :, None, None]
-    y = torch.mkldnn_convolution(column, kernels, bias, [0, 0], [1, 1], [1, 1], 1)
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)  # (..., outer)
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        # The weight is a 1 x 1 convolution of the rows, channels last (as these strides say): as a
+        # product its gradient would take copies of both, transposed.
+        pixels = [t.reshape(1, -1, 1, t.shape[-1]).permute(0, 3, 1, 2) for t in (x, grad)]
+        weight_grad = conv2d_weight(pixels[0], (*weight.shape, 1, 1), pixels[1])[:, :, 0, 0]
+        bias_grad = grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
+        return onednn_product(grad, weight.t()), weight_grad, bias_grad
 
 
 class Linear(nn.Linear):
@@ -651,7 +660,7 @@ class Linear(nn.Linear):
         """
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
         onednn = self.onednn and onednn_takes(x, len(self.weight) // count)
-        product = onednn_linear if onednn else F.linear
+        product = OneDNNLinear.apply if onednn else F.linear
         return [product(x, w, b) for w, b in zip(self.weight.chunk(count), biases, strict=True)]
 
 
@@ -667,7 +676,7 @@ def faster_products(latents: int, dim: int) -> dict[str, str]:
     x, weight = (torch.zeros(min(4 * dim, 512), dim, requires_grad=True) for _ in range(2))
     query, tokens = torch.zeros(1, latents, 32, requires_grad=True), torch.zeros(1, 2048, 32)
     ways = {
-        "layers": [lambda: F.linear(x, weight), lambda: onednn_linear(x, weight, None)],
+        "layers": [lambda: F.linear(x, weight), lambda: OneDNNLinear.apply(x, weight, None)],
         "reading": [partial(ReadTokens.apply, query, tokens, way) for way in (False, True)],
     }
     seconds = {(what, way): math.inf for what in ways for way in (0, 1)}
