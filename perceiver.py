@@ -134,19 +134,6 @@ class CrossAttention(nn.Module):
         query = F.linear(self.norm(x), (k @ q).flatten(0, 1))
         return rearrange(query, "b n (h w) -> b (h n) w", h=self.heads)
 
-    def weights(self, x: Tensor, tokens: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-        """What `forward` weighs the tokens with, a sample and a few rows at a time.
-
-        Gives sample, rows (of heads * latents) and their weights (rows, tokens), which sum to 1.
-        """
-        query = self.query(x, tokens.shape[2]).expand(len(tokens), -1, -1)
-        block = max(1, ReadTokens.SCORES // tokens.shape[1])
-        for sample in range(len(tokens)):
-            for start in range(0, query.shape[1], block):
-                rows = slice(start, start + block)
-                scores = query[sample, rows] @ tokens[sample].mT
-                yield sample, rows, scores.softmax(dim=1)
-
     def fold(self, projection: nn.Linear, width: int) -> Tensor:
         """Scale, shift and projection as one matrix (heads * dim_head, width)."""
         weight = projection.weight
@@ -374,37 +361,6 @@ class Perceiver(nn.Module):
         """Calibrated probabilities (n, num_classes) of uint8 pixels; see `predict_logits`."""
         logits = self.predict_logits(pixels, batch_size, amp)
         return (logits.double() / self.calibration["temperature"]).softmax(dim=1)
-
-    @torch.no_grad()
-    def attention_maps(self, images: Tensor, average: bool = False) -> Tensor:
-        """Where the latents look: the weights of each cross-attention over the positions.
-
-        They are the softmax of section 3.1 of the Perceiver paper, computed again beside the
-        forward pass in evaluation mode and without autocast. Attention is not explanation: a high
-        weight is no proof that the position decided the class (Jain and Wallace 2019,
-        arXiv:1902.10186).
-
-        images are those of `forward`, which says what is raised. Returns (batch, depth,
-        cross_heads, num_latents, *axes), or with `average` the mean over heads and latents (batch,
-        depth, *axes), which never holds more than a few rows of the full array: 11 MiB in place of
-        5.4 GiB for 8 slices of 228 x 260. Each map sums to 1 over the axes; none has a gradient.
-        """
-        with evaluating(self), autocast(images.device, False):
-            tokens, x = self.tokens(images), self.latents[None]
-            heads, depth = self.config["cross_heads"], self.config["depth"]
-            total = heads * len(self.latents)  # rows of weights of one sample in one iteration
-            shape = (depth, tokens.shape[1]) if average else (depth, total, tokens.shape[1])
-            maps = tokens.new_zeros(len(tokens), *shape)
-            for iteration in range(depth):
-                block = self.block(iteration)
-                for sample, rows, weights in block.cross_attention.weights(x, tokens):
-                    if average:
-                        maps[sample, iteration] += weights.sum(dim=0) / total
-                    else:
-                        maps[sample, iteration, rows] = weights
-                x = block(x, tokens)
-        maps = maps.unflatten(-1, images.shape[2:])  # (batch, depth, [rows,] *axes)
-        return maps if average else maps.unflatten(2, (heads, -1))
 
     def checkpoint(self) -> dict:
         """What rebuilds this model: plain values, and its own tensors (no copies), to be saved."""

@@ -10,6 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+import perceiver
+from perceiver import ReadTokens
+
 LOCALE = locale.setlocale(locale.LC_ALL)  # that of the process, before any test
 # A model and a run that take seconds.
 TINY = (
@@ -58,6 +61,26 @@ def write_knees(folder: Path, patients: int = 8, slices: int = 8, seed: int = 0)
                 pixels[:, 8:] += 60 * (side == "RIGHT")
                 name = f"OAI{9000000 + patient}_BaseLine_1_0_{side}.nii.gz_{index}.png"
                 Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(folder / name)
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Blocks so short that small inputs need several, of tokens and of samples."""
+    monkeypatch.setattr(ReadTokens, "BLOCK", 50)
+    monkeypatch.setattr(ReadTokens, "SCORES", 2000)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list:
+    """Grows by one with every direct read of the tokens."""
+    taken = []
+
+    def read_tokens(query, tokens, onednn):
+        taken.append(query.shape)
+        return ReadTokens.apply(query, tokens, onednn)
+
+    monkeypatch.setattr(perceiver, "read_tokens", read_tokens)
+    return taken
 
 
 @pytest.fixture(scope="session")

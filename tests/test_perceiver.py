@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import layer_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import perceiver
 from benchmarks.peers import peer_names, perceiver_pytorch_like
@@ -170,26 +169,6 @@ def test_an_impossible_fraction_is_refused(fraction):
 
 def test_one_token_at_least_is_read():
     assert randomised().tokens(torch.randn(1, 1, 8, 8), 1e-6).shape[1] == 1
-
-
-@pytest.fixture
-def short_blocks(monkeypatch):
-    """Blocks so short that small inputs need several, of tokens and of samples."""
-    monkeypatch.setattr(ReadTokens, "BLOCK", 50)
-    monkeypatch.setattr(ReadTokens, "SCORES", 2000)
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list:
-    """Grows by one with every direct read of the tokens."""
-    taken = []
-
-    def read_tokens(query, tokens, onednn):
-        taken.append(query.shape)
-        return ReadTokens.apply(query, tokens, onednn)
-
-    monkeypatch.setattr(perceiver, "read_tokens", read_tokens)
-    return taken
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -389,89 +368,6 @@ def test_gradient_reaches_the_input():
     model = randomised().double()
     images = torch.randn(1, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (images,))
-
-
-def by_hand(model, images, maps=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of all iterations and the last latents, from keys and values as they are defined.
-
-    With `maps`, the values are weighed with those, and no weights are computed.
-    """
-    heads, dim_head = model.config["cross_heads"], model.config["cross_dim_head"]
-    positions = fourier_positions(
-        tuple(images.shape[2:]), model.config["max_freq"], model.config["num_freq_bands"], CPU
-    )
-    tokens = torch.cat([images.flatten(2).mT, positions.expand(len(images), -1, -1)], dim=2)
-    x, used = model.latents.expand(len(images), -1, -1), []
-    for iteration in range(model.config["depth"]):
-        block = model.blocks[iteration] if iteration < len(model.blocks) else model.blocks[-1]
-        cross = block.cross_attention
-        normed = layer_norm(tokens, tokens.shape[2:], cross.token_scale, cross.token_shift)
-        queries = layer_norm(x, x.shape[2:], cross.norm.weight, cross.norm.bias)
-        q, k, v = (
-            (inputs @ to.weight.T).unflatten(2, (heads, dim_head)).transpose(1, 2)
-            for inputs, to in [(queries, cross.to_q), (normed, cross.to_k), (normed, cross.to_v)]
-        )  # (batch, heads, latents or tokens, dim_head)
-        if maps is None:
-            used.append((q @ k.mT / dim_head**0.5).softmax(dim=3))
-        else:
-            used.append(maps[:, iteration].flatten(3))
-        read = (used[-1] @ v).transpose(1, 2).flatten(2)
-        x = x + read @ cross.to_out.weight.T + cross.to_out.bias
-        x = block.latent_layers(x)
-    return torch.stack(used, dim=1), x
-
-
-@pytest.mark.parametrize("cross_dim_head", [64, 10])  # tokens as they are, keys and values
-@pytest.mark.parametrize("cross_heads", [1, 3])
-@pytest.mark.parametrize("weight_tie_layers", [True, False])
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_attention_maps_are_the_weights_of_the_forward_pass(
-    short_blocks, reads, axes, weight_tie_layers, cross_heads, cross_dim_head
-):
-    model = randomised(
-        input_axis=axes,
-        input_channels=2,
-        weight_tie_layers=weight_tie_layers,
-        cross_heads=cross_heads,
-        cross_dim_head=cross_dim_head,
-    )
-    images = torch.randn(3, 2, *GRIDS[axes])
-    maps = model.attention_maps(images)
-    assert maps.shape == (3, 3, cross_heads, 12, *GRIDS[axes])
-    assert bool(reads) == (cross_dim_head == 64)
-    # Relative too: the mean weight is 0.01, but a wrong one must not hide below a tolerance.
-    expected, _ = by_hand(model, images)
-    torch.testing.assert_close(maps.flatten(4), expected, atol=1e-6, rtol=1e-4)
-    assert expected.std() > 1e-3  # not all alike
-    torch.testing.assert_close(maps.flatten(4).sum(dim=4), torch.ones(3, 3, cross_heads, 12))
-
-    average = model.attention_maps(images, average=True)
-    torch.testing.assert_close(average, maps.mean(dim=(2, 3)), atol=1e-7, rtol=1e-5)
-
-    _, latents = by_hand(model, images, maps)
-    forward = model(images, return_embeddings=True)
-    torch.testing.assert_close(latents, forward, atol=1e-5, rtol=1e-5)
-
-
-def test_averaged_attention_maps_never_hold_the_full_array(short_blocks):
-    """Nor does the full array cost more than once itself: what is written is written in place."""
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and not function.is_view and result is not args[0]:
-                self.elements = max(self.elements, result.numel())
-            return result
-
-    model = randomised(num_latents=200, depth=2, cross_heads=2)
-    images = torch.randn(2, 1, 40, 50)
-    with Largest() as averaged:
-        model.attention_maps(images, average=True)
-    assert averaged.elements == 2 * 40 * 50 * 32  # the tokens; one sample has 800,000 weights
-    with Largest() as full:
-        assert model.attention_maps(images).numel() == full.elements
 
 
 @pytest.mark.parametrize(

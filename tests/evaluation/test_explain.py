@@ -1,19 +1,104 @@
-"""evaluation/explain.py and the attention maps: what they give, and that they leave no trace."""
+"""Attention maps and saliency: what they give, and that they leave no trace."""
 
 import pytest
 import torch
-from test_perceiver import GRIDS, randomised
+from test_perceiver import CPU, GRIDS, randomised
+from torch.nn.functional import layer_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import perceiver_pytorch_like
-from evaluation.explain import saliency
-from perceiver import Perceiver
+from evaluation.explain import attention_maps, saliency
+from perceiver import fourier_positions
+
+
+def by_hand(model, images, maps=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of all iterations and the last latents, from keys and values as they are defined.
+
+    With `maps`, the values are weighed with those, and no weights are computed.
+    """
+    heads, dim_head = model.config["cross_heads"], model.config["cross_dim_head"]
+    positions = fourier_positions(
+        tuple(images.shape[2:]), model.config["max_freq"], model.config["num_freq_bands"], CPU
+    )
+    tokens = torch.cat([images.flatten(2).mT, positions.expand(len(images), -1, -1)], dim=2)
+    x, used = model.latents.expand(len(images), -1, -1), []
+    for iteration in range(model.config["depth"]):
+        block = model.blocks[iteration] if iteration < len(model.blocks) else model.blocks[-1]
+        cross = block.cross_attention
+        normed = layer_norm(tokens, tokens.shape[2:], cross.token_scale, cross.token_shift)
+        queries = layer_norm(x, x.shape[2:], cross.norm.weight, cross.norm.bias)
+        q, k, v = (
+            (inputs @ to.weight.T).unflatten(2, (heads, dim_head)).transpose(1, 2)
+            for inputs, to in [(queries, cross.to_q), (normed, cross.to_k), (normed, cross.to_v)]
+        )  # (batch, heads, latents or tokens, dim_head)
+        if maps is None:
+            used.append((q @ k.mT / dim_head**0.5).softmax(dim=3))
+        else:
+            used.append(maps[:, iteration].flatten(3))
+        read = (used[-1] @ v).transpose(1, 2).flatten(2)
+        x = x + read @ cross.to_out.weight.T + cross.to_out.bias
+        x = block.latent_layers(x)
+    return torch.stack(used, dim=1), x
+
+
+@pytest.mark.parametrize("cross_dim_head", [64, 10])  # tokens as they are, keys and values
+@pytest.mark.parametrize("cross_heads", [1, 3])
+@pytest.mark.parametrize("weight_tie_layers", [True, False])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_attention_maps_are_the_weights_of_the_forward_pass(
+    short_blocks, reads, axes, weight_tie_layers, cross_heads, cross_dim_head
+):
+    model = randomised(
+        input_axis=axes,
+        input_channels=2,
+        weight_tie_layers=weight_tie_layers,
+        cross_heads=cross_heads,
+        cross_dim_head=cross_dim_head,
+    )
+    images = torch.randn(3, 2, *GRIDS[axes])
+    maps = attention_maps(model, images)
+    assert maps.shape == (3, 3, cross_heads, 12, *GRIDS[axes])
+    assert bool(reads) == (cross_dim_head == 64)
+    # Relative too: the mean weight is 0.01, but a wrong one must not hide below a tolerance.
+    expected, _ = by_hand(model, images)
+    torch.testing.assert_close(maps.flatten(4), expected, atol=1e-6, rtol=1e-4)
+    assert expected.std() > 1e-3  # not all alike
+    torch.testing.assert_close(maps.flatten(4).sum(dim=4), torch.ones(3, 3, cross_heads, 12))
+
+    average = attention_maps(model, images, average=True)
+    torch.testing.assert_close(average, maps.mean(dim=(2, 3)), atol=1e-7, rtol=1e-5)
+
+    _, latents = by_hand(model, images, maps)
+    forward = model(images, return_embeddings=True)
+    torch.testing.assert_close(latents, forward, atol=1e-5, rtol=1e-5)
+
+
+def test_averaged_attention_maps_never_hold_the_full_array(short_blocks):
+    """Nor does the full array cost more than once itself: what is written is written in place."""
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not function.is_view and result is not args[0]:
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    model = randomised(num_latents=200, depth=2, cross_heads=2)
+    images = torch.randn(2, 1, 40, 50)
+    with Largest() as averaged:
+        attention_maps(model, images, average=True)
+    assert averaged.elements == 2 * 40 * 50 * 32  # the tokens; one sample has 800,000 weights
+    with Largest() as full:
+        assert attention_maps(model, images).numel() == full.elements
 
 
 def modes_of(model) -> list[bool]:
     return [module.training for module in model.modules()]
 
 
-@pytest.mark.parametrize("inspect", [Perceiver.attention_maps, saliency])
+@pytest.mark.parametrize("inspect", [attention_maps, saliency])
 def test_looking_inside_leaves_no_trace(inspect):
     """Logits and gradients bit for bit, modes, `.grad`; the same result whatever the mode."""
     model = randomised(attention_dropout=0.3, ff_dropout=0.3).train()
