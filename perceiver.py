@@ -20,9 +20,9 @@ import reprlib
 import textwrap
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -67,10 +67,11 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        *linear, gate = self.expand.parts(
-            self.norm(x), 2 if self.gated else 1
-        )  # (..., hidden) each
-        hidden = linear[0] * F.gelu(gate) if self.gated else F.gelu(gate)
+        if self.gated:
+            hidden, gate = self.expand.parts(self.norm(x), 2)  # (..., hidden) each
+            hidden = hidden * F.gelu(gate)
+        else:
+            hidden = F.gelu(self.expand(self.norm(x)))
         return x + self.dropout(self.contract(hidden))
 
 
@@ -255,16 +256,15 @@ class Perceiver(nn.Module):
         self.head = nn.Linear(latent_dim, num_classes)
 
     def forward(
-        self, images: Tensor, return_embeddings: bool = False, token_fraction: float = 1.0
+        self, images: Tensor, return_embeddings: bool = False, kept: Tensor | None = None
     ) -> Tensor:
         """Logits (batch, num_classes) of images (batch, input_channels, *axes), floating point.
 
         With `return_embeddings`, the latents after the last iteration (batch, num_latents,
-        latent_dim). `token_fraction` is for training: all iterations and samples read the same
-        random share of the positions. Raises ValueError for a wrong number of axes or channels, an
-        empty axis, or integer pixels.
+        latent_dim). `kept` (tokens,) are the indices of the tokens that are read, by default all.
+        Raises ValueError for a wrong number of axes or channels, an empty axis, or integer pixels.
         """
-        tokens = self.tokens(images, token_fraction)  # (batch, tokens, width), standardised
+        tokens = self.tokens(images, kept)  # (batch, tokens, width), standardised
         if self.products is None and onednn_takes(tokens, len(self.latents)):
             self.choose_products()
         x = self.latents[None]  # (1, latents, latent_dim) until the first read makes it a batch
@@ -279,7 +279,8 @@ class Perceiver(nn.Module):
 
         The first call does it where nobody did. A run keeps them, since they differ in rounding.
         """
-        self.products = products or faster_products(*self.latents.shape)
+        rows = self.config["cross_heads"] * len(self.latents)
+        self.products = products or faster_products(rows, self.config["latent_dim"])
         for module in self.modules():
             if isinstance(module, Linear):
                 module.onednn = self.products["layers"] == "oneDNN"
@@ -290,12 +291,12 @@ class Perceiver(nn.Module):
         """The block of an iteration, counted from 0: tied, the last one serves all that follow."""
         return self.blocks[min(iteration, len(self.blocks) - 1)]
 
-    def tokens(self, images: Tensor, fraction: float = 1.0) -> Tensor:
+    def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """(batch, channels, *axes) -> tokens (batch, tokens, width), standardised, as read.
 
         A token is 1, then its channels and position features, with mean 0 and variance 1 (the part
         of LayerNorm that all iterations share), then what is read with weight 0, up to a width that
-        matrix products like. Below 1, a random `fraction` of the positions becomes tokens.
+        matrix products like.
         """
         channels, axes = self.config["input_channels"], self.config["input_axis"]
         if images.ndim != axes + 2 or images.shape[1] != channels or 0 in images.shape[2:]:
@@ -305,16 +306,12 @@ class Perceiver(nn.Module):
             )
         if not images.is_floating_point():
             raise ValueError(f"expected floating-point pixels, normalised, got {images.dtype}")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"expected a share of the tokens above 0 and up to 1, got {fraction}")
         pixels = rearrange(images, "b c ... -> b (...) c")
         positions = pixels.new_zeros(pixels.shape[1], 0)
         if self.config["fourier_encode_data"]:
             bands = self.config["max_freq"], self.config["num_freq_bands"]
             positions = fourier_positions(tuple(images.shape[2:]), *bands, images.device).to(pixels)
-        if fraction < 1:
-            count = max(1, round(fraction * len(positions)))
-            kept = torch.randperm(len(positions))[:count].sort().values.to(images.device)
+        if kept is not None:
             pixels, positions = pixels[:, kept], positions[kept]
         # All samples have the same positions, whose mean and squares are known before: reducing
         # what has the size of the tokens took a fifth of a small model's step.
@@ -564,12 +561,12 @@ def onednn_takes(x: Tensor, outer: int) -> bool:
     The size also keeps what is small, and any test, independent of what was measured.
     """
     return (
-        x.numel() * outer >= 2**24
+        not torch.compiler.is_compiling()
+        and x.numel() * outer >= 2**24
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -607,42 +604,47 @@ class Linear(nn.Linear):
     onednn = False  # see `Perceiver.choose_products`
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.parts(x, 1)[0]
+        return self.product(x, len(self.weight))(x, self.weight, self.bias)
+
+    def product(self, x: Tensor, outer: int) -> Callable:
+        return OneDNNLinear.apply if self.onednn and onednn_takes(x, outer) else F.linear
 
     def parts(self, x: Tensor, count: int) -> list[Tensor]:
-        """The output in parts, each by its rows of the weight.
+        """The output in parts, each by its rows of the weight; hooks of the layer don't see it.
 
         Chunks of one output would have gradients of the output's size to be joined in backward.
         """
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
-        onednn = self.onednn and onednn_takes(x, len(self.weight) // count)
-        product = OneDNNLinear.apply if onednn else F.linear
+        product = self.product(x, len(self.weight) // count)
         return [product(x, w, b) for w, b in zip(self.weight.chunk(count), biases, strict=True)]
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def faster_products(latents: int, dim: int) -> dict[str, str]:
+def faster_products(rows: int, dim: int) -> dict[str, str]:
     """Whose matrix products are faster here, "BLAS" or "oneDNN", for `layers` and for `reading`.
 
     PyTorch's BLAS, MKL, ran at 177 to 190 GFLOP/s on two AMD EPYC where oneDNN reached 333 and 205;
     on an Intel Xeon at 318 where oneDNN reached 304, and a step took 10 to 20 % less by it. So both
     are timed, forward and backward in turns, in 0.02 to 0.2 s; oneDNN is taken if it gains 3 %.
     """
-    x, weight = (torch.zeros(min(4 * dim, 512), dim, requires_grad=True) for _ in range(2))
-    query, tokens = torch.zeros(1, latents, 32, requires_grad=True), torch.zeros(1, 2048, 32)
-    ways = {
-        "layers": [lambda: F.linear(x, weight), lambda: OneDNNLinear.apply(x, weight, None)],
-        "reading": [partial(ReadTokens.apply, query, tokens, way) for way in (False, True)],
-    }
-    seconds = {(what, way): math.inf for what in ways for way in (0, 1)}
     if not torch.backends.mkldnn.is_available():
-        return dict.fromkeys(ways, "BLAS")
-    for what, way in 8 * list(seconds):
+        return {"layers": "BLAS", "reading": "BLAS"}
+    x, weight = (torch.zeros(min(4 * dim, 512), dim, requires_grad=True) for _ in range(2))
+    query = torch.zeros(1, rows, 32, requires_grad=True)
+    tokens = torch.zeros(1, max(ReadTokens.BLOCK, ReadTokens.SCORES // rows), 32)
+    ways = {
+        ("layers", "BLAS"): lambda: F.linear(x, weight),
+        ("layers", "oneDNN"): lambda: OneDNNLinear.apply(x, weight, None),
+        ("reading", "BLAS"): lambda: ReadTokens.apply(query, tokens, False),
+        ("reading", "oneDNN"): lambda: ReadTokens.apply(query, tokens, True),
+    }
+    seconds = dict.fromkeys(ways, math.inf)
+    for way in 8 * list(ways):
         started = time.perf_counter()
-        ways[what][way]().sum().backward()
-        seconds[what, way] = min(seconds[what, way], time.perf_counter() - started)
-    faster = {what: seconds[what, 1] < 0.97 * seconds[what, 0] for what in ways}
+        ways[way]().sum().backward()
+        seconds[way] = min(seconds[way], time.perf_counter() - started)
+    faster = {w: seconds[w, "oneDNN"] < 0.97 * seconds[w, "BLAS"] for w in ("layers", "reading")}
     return {what: "oneDNN" if onednn else "BLAS" for what, onednn in faster.items()}
 
 
@@ -672,8 +674,8 @@ class ReadTokens(torch.autograd.Function):
     def product(a: Tensor, b: Tensor, out: Tensor | None = None, onednn: bool = False) -> Tensor:
         """a bT: (group, rows, inner), (group, outer, inner) -> (group, rows, outer).
 
-        It may lie in `out`, which is used again and again: new memory for each product would cost
-        as much as the product.
+        BLAS writes into `out`, which is used again and again: new memory for each product would
+        cost as much as the product.
         """
         if onednn and len(a) == 1 and onednn_takes(a, b.shape[1]):
             return onednn_product(a[0], b[0])[None]

@@ -67,7 +67,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
     add_naming_arguments(parser)
-    add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="slices at a time")
+    add(
+        "-b",
+        "--batch-size",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="slices at a time, at most",
+    )
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"

@@ -61,7 +61,7 @@ from dataset import (
 from evaluation.calibration import calibrate
 from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
-from perceiver import CheckpointError, ConfigError, Perceiver, faster_products, read_checkpoint
+from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
@@ -190,8 +190,9 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
     model = (resumed.model if resumed else new_model(args, train)).to(device)
     if device.type == "cpu":
-        products = runfolder.read_record(folder).get("products") if resumed else None
-        model.choose_products(broadcast(products or faster_products(*model.latents.shape)))
+        products = runfolder.read_products(folder) if resumed else None
+        model.choose_products(products)
+        model.choose_products(broadcast(model.products))
     if device.type == "cuda" and train.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         pixels = train.pixels.to(device)  # once, and not batch by batch
         subsets = {name: subset.with_pixels(pixels) for name, subset in subsets.items()}

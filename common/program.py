@@ -78,8 +78,9 @@ def run_program(
     expected: error types besides UserError whose message is for the user, such as the model's.
     """
     print_any_name()
-    gc.freeze()  # what was imported stays: to search it for garbage again and again takes 0.3 s
-    gc.enable()
+    if not gc.isenabled():  # a program, see the beginning of train.py
+        gc.freeze()  # what was imported stays: to search it again and again takes 0.3 s
+        gc.enable()
     try:
         return run(args)
     except BrokenPipeError:  # `... | head`: nobody listens any more
@@ -118,7 +119,7 @@ def positive_float(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")

@@ -23,8 +23,8 @@ from evaluation.metrics import Outcomes
 from perceiver import Perceiver
 from scans.slices import Slice
 
-# On a CPU at a time: what belongs to more leaves its cache. The default model predicts 3.2 slices a
-# second in batches of 4, and 2.5 in batches of 32; small ones take what there is.
+# Worked on at a time on a CPU, whose cache does not hold more: the default model predicts 3.2
+# slices a second in batches of 4, and 2.5 in batches of 32 (AMD EPYC, 2 cores).
 CACHED_LATENTS = 2048
 MIN_AGREEMENT = 0.75  # a scan whose slices agree less is unsure, however sure each is
 

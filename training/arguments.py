@@ -6,7 +6,7 @@ import os
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from common.program import Parser, UserError, as_flag, positive_float, positive_int, share
+from common.program import Parser, UserError, as_flag, fraction, positive_float, positive_int
 from dataset import add_data_arguments
 from perceiver import Perceiver
 from training.runfolder import launch_id, read_record
@@ -38,6 +38,8 @@ HARMLESS = set(
     "cache_dir compile data_dir device epochs grad_accumulation resume save_every_steps "
     "tensorboard workers".split()
 )
+
+TOKEN_FRACTION = "share of the tokens that a training step reads; evaluation reads all"
 
 # Arguments of Perceiver. The number of channels, axes and classes follow from the data, and slices
 # of one channel can't do without position features.
@@ -97,7 +99,7 @@ def make_parser() -> Parser:
     add("--lr", type=positive_float, default=2e-4, metavar="X", help="Adam's learning rate")
     add("--lr-decay", type=positive_float, default=0.995, metavar="X", help="factor an epoch on it")
     add("--class-weights", choices=balanced, default="none", help="of the training loss")
-    add("--token-fraction", type=share, default=1.0, metavar="X", help="of tokens a step reads")
+    add("--token-fraction", type=fraction, default=1.0, metavar="X", help=TOKEN_FRACTION)
     add("--augment", action=switch, default=False, help="shift, turn, scale, brighten; add noise")
     add("--mirror-swap", action=switch, default=False, help="mirror half, and swap their sides")
 
@@ -157,10 +159,9 @@ def resumed_args(
         parser.error(str(error))
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
-    # Each part of a batch draws its own dropout, and its own tokens.
-    draws = saved.get("ff_dropout") or saved.get("attention_dropout")
-    draws = draws or saved.get("token_fraction", 1.0) < 1
-    harmless = HARMLESS - ({"grad_accumulation"} if draws else set())
+    # Each part of a batch draws its own dropout.
+    dropout = saved.get("ff_dropout") or saved.get("attention_dropout")
+    harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
     changed = []
     for name, given in vars(args).items():
         value = parser.get_default(name)  # the run's, or what it was before there was this flag

@@ -1,7 +1,7 @@
 """One epoch: each sample of the training subset once, and then the validation subset.
 
-Order, changes and dropout follow from seed, epoch, step and process alone, so a resumed epoch is
-the same epoch.
+Order, changes, tokens and dropout follow from seed, epoch, step and process alone, so a resumed
+epoch is the same epoch.
 """
 
 import argparse
@@ -114,7 +114,9 @@ def train_one_epoch(
     bar.update(progress.step)
 
     for step in range(progress.step, len(batches)):
-        torch.manual_seed(((epoch_seed * 1_000_003 + step) * 1_009 + rank()) % 2**63)
+        step_seed = epoch_seed * 1_000_003 + step
+        kept = kept_tokens(size, args.token_fraction, step_seed, device)
+        torch.manual_seed((step_seed * 1_009 + rank()) % 2**63)
         optimizer.zero_grad()
         batch = batches[step]
         # This process's share. A batch smaller than the processes leaves some a slice of weight 0.
@@ -128,7 +130,7 @@ def train_one_epoch(
             waits = part is not parts[-1] and model is not core  # gradients are summed at the last
             with model.no_sync() if waits else nullcontext():
                 with autocast(device, args.amp):
-                    logits = model(core.normalise(pixels), token_fraction=args.token_fraction)
+                    logits = model(core.normalise(pixels), kept=kept)
                 loss = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
                 with losing_others() if model is not core else nullcontext():
                     (loss * weight).backward()
@@ -157,6 +159,21 @@ def train_one_epoch(
         if stop:
             raise Stopped(stop)
     bar.close()
+
+
+def kept_tokens(
+    size: tuple[int, ...], fraction: float, seed: int, device: torch.device
+) -> Tensor | None:
+    """The random share of the tokens that a step reads, as sorted indices; None: all.
+
+    The same for all parts and processes. size: (channels, *axes) of a sample.
+    """
+    if fraction == 1:
+        return None
+    count = math.prod(size[1:])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
+    kept = order[: max(1, round(fraction * count))].sort().values
+    return kept.to(device, non_blocking=True)
 
 
 def non_finite_gradient(

@@ -135,6 +135,20 @@ def read_record(folder: Path) -> dict:
     return record
 
 
+def read_products(folder: Path) -> dict[str, str] | None:
+    """Whose matrix products the run took; None on a GPU, and before this was kept.
+
+    Raises UserError for what no run writes.
+    """
+    products = read_record(folder).get("products")
+    known = isinstance(products, dict) and products.keys() == {"layers", "reading"}
+    if products is not None and not (
+        known and all(name in ("BLAS", "oneDNN") for name in products.values())
+    ):
+        raise UserError(f"{folder / 'args.json'}: products are {products}, expected BLAS or oneDNN")
+    return products
+
+
 def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) -> None:
     """Write args.json; a resumed run adds how it went on.
 
@@ -147,7 +161,8 @@ def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) ->
     if arguments["resume"]:
         started = read_record(folder)
         latest = {**made.pop("arguments"), "resume": None}
-        made = {**started, "arguments": latest, "resumed": [*started.get("resumed", []), made]}
+        resumed = [*started.get("resumed", []), made]
+        made = {**started, "arguments": latest, "products": model.products, "resumed": resumed}
     write_json(folder / "args.json", made)
 
 

@@ -152,7 +152,7 @@ def test_a_resumed_run_takes_the_matrix_products_it_took_before(whole_run, tmp_p
         assert json.loads((folder / "args.json").read_text())["products"] == products
 
 
-def test_a_run_with_a_share_of_the_tokens_goes_on_to_the_bit(knees, tmp_path, capsys):
+def test_a_run_with_a_share_of_the_tokens_goes_on_to_the_bit(knees, tmp_path):
     """Each step draws its own, in the middle of an epoch, too; evaluation reads all."""
     arguments = ["--data-dir", str(knees), *FLAGS, "--token-fraction", "0.3"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -171,6 +171,26 @@ def test_a_run_with_a_share_of_the_tokens_goes_on_to_the_bit(knees, tmp_path, ca
         train.main(stop)
     assert train.main(["--resume", str(stopped)]) == 0
     assert_same_run(whole, stopped)
-    with pytest.raises(SystemExit, match="2"):
-        train.main(["--resume", str(stopped), "--grad-accumulation", "2"])
-    assert "can't be changed on the way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("products", ["x", 5, {"layers": "BLAS"}, {"layers": 1, "reading": 2}])
+def test_products_that_no_run_writes_are_one_line(whole_run, tmp_path, capsys, products):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    record = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps({**record, "products": products}))
+    assert train.main(["--resume", str(folder), "--epochs", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "args.json: products are" in error and len(error.splitlines()) == 1
+
+
+def test_a_run_of_before_products_were_kept_keeps_those_of_its_first_resumption(
+    whole_run, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    record = json.loads((folder / "args.json").read_text())
+    del record["products"]
+    (folder / "args.json").write_text(json.dumps(record))
+    assert train.main(["--resume", str(folder)]) == 0
+    assert set(json.loads((folder / "args.json").read_text())["products"]) == {"layers", "reading"}

@@ -14,7 +14,7 @@ from common.workers import StopSignals
 from dataset import Dataset
 from perceiver import Perceiver
 from scans.slices import Slice
-from training.epoch import Progress, balanced_weights, train_one_epoch
+from training.epoch import Progress, balanced_weights, kept_tokens, train_one_epoch
 
 
 def test_parts_of_a_batch_add_up_to_it(knees, tmp_path):
@@ -128,3 +128,28 @@ def test_a_run_is_weighted_if_the_flag_says_so_and_stays_so(knees, tmp_path, cap
             train.main(["--resume", str(tmp_path / name), "--class-weights", other])
         assert stopped.value.code == 2
         assert f"error: --class-weights {other} (the run has" in capsys.readouterr().err
+
+
+# ---- less than all tokens ------------------------------------------------------------------------
+
+
+def test_a_share_of_the_tokens_follows_from_the_seed():
+    cpu, size = torch.device("cpu"), (1, 9, 14)
+    first, again, other = (kept_tokens(size, 0.25, seed, cpu) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len(first) == len(set(first.tolist())) == round(0.25 * 126)
+    assert torch.equal(first, first.sort().values) and first.min() >= 0 and first.max() < 126
+    assert kept_tokens(size, 1.0, 1, cpu) is None
+    assert len(kept_tokens(size, 1e-9, 1, cpu)) == 1
+
+
+def test_parts_of_a_batch_read_the_same_tokens(knees, tmp_path):
+    losses = []
+    for parts in ("1", "3"):
+        folder = tmp_path / parts
+        arguments = ["--data-dir", str(knees), "--output-dir", str(folder), *TINY]
+        arguments += ["--epochs", "2", "--token-fraction", "0.3", "--grad-accumulation", parts]
+        assert train.main(arguments) == 0
+        losses.append(torch.load(folder / "last.pt", weights_only=True)["progress"]["rows"])
+    for one, three in zip(*losses, strict=True):
+        assert one["train_loss"] == pytest.approx(three["train_loss"], abs=1e-4)
