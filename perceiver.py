@@ -349,7 +349,8 @@ class Perceiver(nn.Module):
             for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
                 if batch.dtype != torch.uint8:
                     raise ValueError(f"expected uint8 pixels, not normalised, got {batch.dtype}")
-                logits.append(self(self.normalise(batch.to(self.latents.device))).float())
+                batch = batch.to(self.latents.device, non_blocking=True)
+                logits.append(self(self.normalise(batch)).float())
         return torch.cat(logits).to("cpu")  # a GPU is waited for once, and not at each batch
 
     def predict_proba(
@@ -556,10 +557,7 @@ def shown(value: object) -> str:
 
 
 def onednn_takes(x: Tensor, outer: int) -> bool:
-    """Whether oneDNN can multiply x (..., inner) by `outer` rows, and a call costs less than that.
-
-    The size also keeps what is small, and any test, independent of what was measured.
-    """
+    """Whether oneDNN can multiply x (..., inner) by `outer` rows, and that is worth a call."""
     return (
         not torch.compiler.is_compiling()
         and x.numel() * outer >= 2**24

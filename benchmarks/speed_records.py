@@ -41,11 +41,13 @@ def read_results(path: Path) -> dict:
 
 
 def add_record(path: Path, record: dict) -> dict:
-    """Put it in place of that of the same processor and device, if there is one."""
+    """Put it in place of that of the same processor, device, threads and precision, if any."""
     results = read_results(path)
-    own = record["processor"], record["device"]
-    records = {(other["processor"], other["device"]): other for other in results["records"]}
-    results["records"] = list({**records, own: record}.values())
+    records = {
+        tuple(each[name] for name in ("processor", "device", "threads", "precision")): each
+        for each in [*results["records"], record]
+    }
+    results["records"] = list(records.values())
     write_json(path, results)
     return results
 
@@ -255,7 +257,8 @@ def draw(results: dict, path: Path) -> None:
             gigabytes = [one["memory"] / 1e9 for one in own]
             draw_line(time_panel, tokens, seconds, fit["seconds"], 1, color=colour, label=name)
             draw_line(memory_panel, tokens, gigabytes, fit["bytes"], 1e-9, color=colour)
-        time_panel.set(title=f"Training step, {title(record)}", ylabel="seconds")
+        time_panel.set_title(f"Training step\n{title(record)}", fontsize=10)
+        time_panel.set_ylabel("seconds")
         time_panel.legend()
         memory_panel.set(title="Memory above weights, gradients and optimizer", ylabel="GB")
         for panel in (time_panel, memory_panel):  # after all lines: a limit that is set stays

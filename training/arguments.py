@@ -12,8 +12,8 @@ from perceiver import Perceiver
 from training.runfolder import launch_id, read_record
 
 # What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
-# augmentation keep so small a model from telling 18 patients apart by detail. 24 epochs were no
-# better for two seeds; half of the tokens a step was far worse for one of them.
+# augmentation keep so small a model from telling 18 patients apart by detail. 20 epochs were a
+# little worse; half of the tokens a step was far worse for one seed of two.
 DEMO_PATIENTS = 24
 DEMO = {
     "data_dir": Path(f"phantoms/{DEMO_PATIENTS}-patients"),
@@ -25,7 +25,7 @@ DEMO = {
     "depth": 3,
     "latent_heads": 4,
     "latent_dim_head": 16,
-    "epochs": 20,
+    "epochs": 24,
     "batch_size": 32,
     "lr": 1e-3,
     "lr_decay": 0.9,

@@ -1,9 +1,11 @@
 """A step, a validation and a prediction on a device that is not the CPU, where there is none.
 
 PyTorch's `meta` device computes shapes only. It refuses tensors of several devices in one operation
-and reading a number, so that what would fail or wait on a GPU fails here on every machine.
+and reading a number, so that what would fail on a GPU, or wait for what it computes, fails here on
+every machine. Copies to the device are not counted.
 """
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +17,7 @@ from dataset import Dataset
 from evaluation.predictions import predict
 from perceiver import Perceiver
 from scans.slices import Slice
-from training.epoch import Progress, train_one_epoch
+from training.epoch import Progress, train_one_epoch, validate
 
 META = torch.device("meta")
 ARGUMENTS = dict(
@@ -112,6 +114,14 @@ def test_a_prediction_waits_once():
         with Reads() as reads:
             predictions = predict(model, dataset, batch_size=4)
         assert predictions.logits.shape == (count, 2) and reads.count == 1
+
+
+def test_a_validation_waits_for_its_logits_and_labels():
+    for count in (4, 13):
+        model, dataset = on_meta(count)
+        with Reads() as reads:
+            row = validate(model, dataset, count, Progress(), SimpleNamespace(**ARGUMENTS))
+        assert row["val_loss"] == pytest.approx(math.log(2)) and reads.count == 2
 
 
 def test_a_number_read_in_a_step_is_found(monkeypatch):
