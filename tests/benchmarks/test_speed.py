@@ -257,7 +257,7 @@ def test_the_picture_shows_each_processor_and_its_slowest_model(tmp_path, monkey
     slowest = max(max(one["models"]["perceiver-pytorch"]["train"]) for one in MEASURED["growth"])
     panels = figures[0].axes
     assert [panel.get_title() for panel in panels[::2]] == [
-        "Training step, AMD EPYC, 2 threads",
+        "Training step\nAMD EPYC, 2 threads",
         "Training step, B, 2 threads",
     ]
     for panel in panels[::2]:
