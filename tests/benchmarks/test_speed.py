@@ -258,7 +258,7 @@ def test_the_picture_shows_each_processor_and_its_slowest_model(tmp_path, monkey
     panels = figures[0].axes
     assert [panel.get_title() for panel in panels[::2]] == [
         "Training step\nAMD EPYC, 2 threads",
-        "Training step, B, 2 threads",
+        "Training step\nB, 2 threads",
     ]
     for panel in panels[::2]:
         assert panel.get_ylim()[0] == 0 and panel.get_ylim()[1] > 0.9 * slowest
