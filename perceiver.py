@@ -30,7 +30,6 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 from torch.nn.grad import conv2d_weight
 
 
@@ -411,7 +410,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast | nullcontext:
     """bfloat16 matrix products where enabled; by default on a GPU, and float32 on a CPU."""
-    if not is_autocast_available(device.type):
+    if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     enabled = device.type == "cuda" if enabled is None else enabled
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
@@ -587,13 +586,15 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        # The weight is a 1 x 1 convolution of the rows, channels last (as these strides say): as a
-        # product its gradient would take copies of both, transposed.
-        pixels = [t.reshape(1, -1, 1, t.shape[-1]).permute(0, 3, 1, 2) for t in (x, grad)]
-        weight_grad = conv2d_weight(pixels[0], (*weight.shape, 1, 1), pixels[1])[:, :, 0, 0]
-        bias_grad = grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
-        return onednn_product(grad, weight.t()), weight_grad, bias_grad
+        (x, weight), of_weight = ctx.saved_tensors, None
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        if wants_weight:
+            # That of a 1 x 1 convolution of the rows, channels last (as these strides say): a
+            # product would take copies of both, transposed.
+            pixels = [t.reshape(1, -1, 1, t.shape[-1]).permute(0, 3, 1, 2) for t in (x, grad)]
+            of_weight = conv2d_weight(pixels[0], (*weight.shape, 1, 1), pixels[1])[:, :, 0, 0]
+        of_bias = grad.flatten(0, -2).sum(dim=0) if wants_bias else None
+        return onednn_product(grad, weight.t()) if wants_x else None, of_weight, of_bias
 
 
 class Linear(nn.Linear):
@@ -622,9 +623,10 @@ class Linear(nn.Linear):
 def faster_products(rows: int, dim: int) -> dict[str, str]:
     """Whose matrix products are faster here, "BLAS" or "oneDNN", for `layers` and for `reading`.
 
-    PyTorch's BLAS, MKL, ran at 177 to 190 GFLOP/s on two AMD EPYC where oneDNN reached 333 and 205;
-    on an Intel Xeon at 318 where oneDNN reached 304, and a step took 10 to 20 % less by it. So both
-    are timed, forward and backward in turns, in 0.02 to 0.2 s; oneDNN is taken if it gains 3 %.
+    GFLOP/s of MKL (PyTorch's BLAS) and oneDNN: AMD EPYC 177 and 333, another 190 and 213, Intel
+    Xeon 318 and 304. A step of 76 x 86 took 7 % less by oneDNN on the second EPYC (228 x 260: 22 %)
+    and 10 to 20 % less by MKL on the Xeon. Both are timed in turns, in 0.02 to 0.2 s, forward and
+    backward; oneDNN is taken if it gains 3 %.
     """
     if not torch.backends.mkldnn.is_available():
         return {"layers": "BLAS", "reading": "BLAS"}

@@ -145,6 +145,13 @@ def model_arguments(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
+def choose_products(model: Perceiver, products: dict[str, str] | None) -> None:
+    """Those of a resumed run, or those that the first process measures: all take the same."""
+    if rank() == 0:
+        model.choose_products(products)
+    model.choose_products(broadcast(model.products))
+
+
 def test_best(run: Run, subsets: dict[str, Dataset], args: argparse.Namespace) -> dict:
     """Calibrate the best checkpoint on validation, test it once, and write the report."""
     path = run.folder / "best.pt"
@@ -190,9 +197,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
     model = (resumed.model if resumed else new_model(args, train)).to(device)
     if device.type == "cpu":
-        products = runfolder.read_products(folder) if resumed else None
-        model.choose_products(products)
-        model.choose_products(broadcast(model.products))
+        choose_products(model, runfolder.read_products(folder) if resumed else None)
     if device.type == "cuda" and train.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         pixels = train.pixels.to(device)  # once, and not batch by batch
         subsets = {name: subset.with_pixels(pixels) for name, subset in subsets.items()}

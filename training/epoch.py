@@ -96,10 +96,7 @@ def train_one_epoch(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(args, progress.epoch)
     epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(epoch_seed))
-    batches = order.to(dataset.pixels.device).split(args.batch_size)
-    if args.dry_run:
-        batches = batches[:1]
+    batches = shuffled_batches(dataset, args, epoch_seed)
     changes = args.augment, args.mirror_swap
     size = tuple(dataset.pixels.shape[1:])
     change = Augmentation(len(dataset), size, device, args.seed, progress.epoch, *changes)
@@ -136,9 +133,7 @@ def train_one_epoch(
                     (loss * weight).backward()
             correct = (logits.argmax(dim=1) == labels).sum()
             sums += torch.stack([loss.detach(), correct.double()]) * bool(weight)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
-        fails = ~torch.isfinite(norm) & (first_failed < 0)
-        first_failed = torch.where(fails, step, first_failed)
+        first_failed = first_non_finite(model, step, first_failed)
         if optimizer.defaults["fused"] and device.type != "cpu":
             # This step and all after it are skipped: nothing waits.
             optimizer.found_inf = (first_failed >= 0).float()
@@ -161,6 +156,13 @@ def train_one_epoch(
     bar.close()
 
 
+def shuffled_batches(dataset: Dataset, args: argparse.Namespace, seed: int) -> tuple[Tensor, ...]:
+    """The samples of each step of an epoch, on the device of the pixels; of a dry run, one step."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    batches = order.to(dataset.pixels.device).split(args.batch_size)
+    return batches[:1] if args.dry_run else batches
+
+
 def kept_tokens(
     size: tuple[int, ...], fraction: float, seed: int, device: torch.device
 ) -> Tensor | None:
@@ -174,6 +176,12 @@ def kept_tokens(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
     kept = order[: max(1, round(fraction * count))].sort().values
     return kept.to(device, non_blocking=True)
+
+
+def first_non_finite(model: nn.Module, step: int, before: Tensor) -> Tensor:
+    """The first step whose gradient is not finite, -1 for none; a tensor: nothing waits for it."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
+    return torch.where(~torch.isfinite(norm) & (before < 0), step, before)
 
 
 def non_finite_gradient(
