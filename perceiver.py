@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 
-@lru_cache(maxsize=8)
 def fourier_positions(
     axes: tuple[int, ...], max_freq: float, num_freq_bands: int, device: torch.device
 ) -> Tensor:
@@ -43,7 +42,7 @@ def fourier_positions(
     coordinate x gives sin(f_k pi x), cos(f_k pi x) for each k, and x itself.
 
     Returns a float32 tensor (tokens, len(axes) * (2 * num_freq_bands + 1)), tokens in the order of
-    a flattened grid. It depends on the shape alone, so it is computed once a shape and kept.
+    a flattened grid.
     """
     coordinates = [torch.linspace(-1.0, 1.0, size, device=device) for size in axes]
     grid = torch.stack(torch.meshgrid(*coordinates, indexing="ij"), dim=-1)  # (*axes, len(axes))
@@ -51,6 +50,25 @@ def fourier_positions(
     angles = grid[..., None] * frequencies * math.pi  # (*axes, len(axes), bands)
     features = torch.cat([angles.sin(), angles.cos(), grid[..., None]], dim=-1)
     return features.flatten(0, len(axes) - 1).flatten(1)  # (tokens, features)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # kept for what follows with gradients, too
+def known_of_positions(
+    axes: tuple[int, ...], max_freq: float, num_freq_bands: int, channels: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What tokens take of their positions, which depends on the shape alone and is computed once.
+
+    Features (tokens, width) less their mean, where they stand in a token; that mean; and the sum of
+    their squares, so centred, (tokens, 1) each. No bands: no features.
+    """
+    features = torch.zeros(math.prod(axes), 0, device=device)
+    if num_freq_bands:
+        features = fourier_positions(axes, max_freq, num_freq_bands, device)
+    mean = features.sum(dim=1, keepdim=True) / max(features.shape[1], 1)
+    features = features - mean
+    padding = 1 + channels, -(1 + channels + features.shape[1]) % 16
+    return F.pad(features, padding), mean, features.square().sum(dim=1, keepdim=True)
 
 
 class FeedForward(nn.Module):
@@ -126,8 +144,8 @@ class CrossAttention(nn.Module):
     def query(self, x: Tensor, width: int) -> Tensor:
         """K^T Q x / sqrt(dim_head), whose products with the tokens are the scores.
 
-        x (batch or 1, latents, latent_dim) -> (batch or 1, heads * latents, width); the batch is 1
-        in the first iteration, where one x serves all samples.
+        x (batch, latents, latent_dim) -> (batch, heads * latents, width); in the first iteration
+        the batch is 1.
         """
         k = rearrange(self.fold(self.to_k, width), "(h d) w -> h w d", h=self.heads)
         q = rearrange(self.to_q.weight * self.dim_head**-0.5, "(h d) i -> h d i", h=self.heads)
@@ -177,10 +195,7 @@ class PerceiverBlock(nn.Module):
         super().__init__()
         dim, dropout = config["latent_dim"], config["attention_dropout"]
         heads, dim_head = config["latent_heads"], config["latent_dim_head"]
-
-        def feed_forward() -> FeedForward:
-            return FeedForward(dim, config["activation"], config["ff_dropout"])
-
+        feed_forward = partial(FeedForward, dim, config["activation"], config["ff_dropout"])
         # Latent layers before cross-attention: in another order a seed gives another model.
         latent_layers: list[nn.Module] = [feed_forward()]
         for _ in range(config["self_per_cross_attn"]):
@@ -242,13 +257,13 @@ class Perceiver(nn.Module):
         # Chosen on validation: probabilities are softmax(logits / temperature).
         self.calibration: dict = {"temperature": 1.0}
         position_features = input_axis * (2 * num_freq_bands + 1) if fourier_encode_data else 0
-        token_dim = input_channels + position_features  # 27 for the defaults
+        self.token_dim = input_channels + position_features  # 27 for the defaults
 
         self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
         nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
         # Tied: block 0, then block 1 again and again.
         self.blocks = nn.ModuleList(
-            PerceiverBlock(config, token_dim)
+            PerceiverBlock(config, self.token_dim)
             for _ in range(min(depth, 2) if weight_tie_layers else depth)
         )
         self.norm = nn.LayerNorm(latent_dim)
@@ -281,10 +296,9 @@ class Perceiver(nn.Module):
         rows = self.config["cross_heads"] * len(self.latents)
         self.products = products or faster_products(rows, self.config["latent_dim"])
         for module in self.modules():
-            if isinstance(module, Linear):
-                module.onednn = self.products["layers"] == "oneDNN"
-            elif isinstance(module, CrossAttention):
-                module.onednn = self.products["reading"] == "oneDNN"
+            if isinstance(module, Linear | CrossAttention):
+                what = "layers" if isinstance(module, Linear) else "reading"
+                module.onednn = self.products[what] == "oneDNN"
 
     def block(self, iteration: int) -> PerceiverBlock:
         """The block of an iteration, counted from 0: tied, the last one serves all that follow."""
@@ -306,25 +320,19 @@ class Perceiver(nn.Module):
         if not images.is_floating_point():
             raise ValueError(f"expected floating-point pixels, normalised, got {images.dtype}")
         pixels = rearrange(images, "b c ... -> b (...) c")
-        positions = pixels.new_zeros(pixels.shape[1], 0)
-        if self.config["fourier_encode_data"]:
-            bands = self.config["max_freq"], self.config["num_freq_bands"]
-            positions = fourier_positions(tuple(images.shape[2:]), *bands, images.device).to(pixels)
+        bands = self.config["num_freq_bands"] if self.config["fourier_encode_data"] else 0
+        about = self.config["max_freq"], bands, channels, images.device
+        known = known_of_positions(tuple(images.shape[2:]), *about)
         if kept is not None:
-            pixels, positions = pixels[:, kept], positions[kept]
-        # All samples have the same positions, whose mean and squares are known before: reducing
-        # what has the size of the tokens took a fifth of a small model's step.
-        features = positions.shape[1]
-        dim = channels + features
-        own = positions.sum(dim=1, keepdim=True) / max(features, 1)  # (tokens, 1), their mean
-        positions = positions - own
+            pixels, known = pixels[:, kept], [each[kept] for each in known]
+        # Nothing of the size of the tokens is reduced: that took a fifth of a small model's step.
+        positions, own, squares = (each.to(pixels) for each in known)
+        features, dim = self.token_dim - channels, self.token_dim
         mean = (pixels.sum(dim=2, keepdim=True) + features * own) / dim  # (batch, tokens, 1)
         centred, shift = pixels - mean, own - mean
-        squares = positions.square().sum(dim=1, keepdim=True) + features * shift.square()
-        variance = (centred.square().sum(dim=2, keepdim=True) + squares) / dim
-        scale = (variance + 1e-5).rsqrt()
-        padded = F.pad(positions, (1 + channels, -(1 + dim) % 16))  # (tokens, width)
-        tokens = torch.addcmul(shift * scale, padded, scale)  # (batch, tokens, width)
+        squares = squares + features * shift.square() + centred.square().sum(dim=2, keepdim=True)
+        scale = (squares / dim + 1e-5).rsqrt()
+        tokens = torch.addcmul(shift * scale, positions, scale)  # (batch, tokens, width)
         tokens[..., 0] = 1
         tokens[..., 1 : 1 + channels] = centred * scale
         if images.is_cuda and torch.is_autocast_enabled("cuda"):  # once, not in each iteration
@@ -374,11 +382,8 @@ class Perceiver(nn.Module):
 
         `model.preprocessing` then holds what its inputs need: classes, image_size (height, width),
         and mean and std of the pixels on a scale from 0 to 1. `model.calibration` holds the
-        temperature of its probabilities.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            CheckpointError: the file is not a whole checkpoint of a Perceiver.
+        temperature of its probabilities. Raises FileNotFoundError, or CheckpointError for a file
+        that is not a whole checkpoint of a Perceiver.
         """
         checkpoint = read_checkpoint(path)
         calibration = checkpoint.get("calibration", {"temperature": 1.0})  # old ones have none
@@ -568,10 +573,8 @@ def onednn_takes(x: Tensor, outer: int) -> bool:
 
 
 def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a bT + bias with oneDNN: (..., inner), (outer, inner), (outer,) -> (..., outer); no autograd.
-
-    The operator is the one that torch.compile calls for a linear layer on a CPU.
-    """
+    """a bT + bias with oneDNN: (..., inner), (outer, inner), (outer,) -> (..., outer)."""
+    # The operator that torch.compile calls for a linear layer on a CPU; it has no gradient.
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
@@ -609,10 +612,8 @@ class Linear(nn.Linear):
         return OneDNNLinear.apply if self.onednn and onednn_takes(x, outer) else F.linear
 
     def parts(self, x: Tensor, count: int) -> list[Tensor]:
-        """The output in parts, each by its rows of the weight; hooks of the layer don't see it.
-
-        Chunks of one output would have gradients of the output's size to be joined in backward.
-        """
+        """The output in parts, each by its rows of the weight; hooks of the layer don't see it."""
+        # Chunks of one output would have gradients of the output's size to be joined in backward.
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
         product = self.product(x, len(self.weight) // count)
         return [product(x, w, b) for w, b in zip(self.weight.chunk(count), biases, strict=True)]
@@ -624,9 +625,9 @@ def faster_products(rows: int, dim: int) -> dict[str, str]:
     """Whose matrix products are faster here, "BLAS" or "oneDNN", for `layers` and for `reading`.
 
     GFLOP/s of MKL (PyTorch's BLAS) and oneDNN: AMD EPYC 177 and 333, another 190 and 213, Intel
-    Xeon 318 and 304. A step of 76 x 86 took 7 % less by oneDNN on the second EPYC (228 x 260: 22 %)
-    and 10 to 20 % less by MKL on the Xeon. Both are timed in turns, in 0.02 to 0.2 s, forward and
-    backward; oneDNN is taken if it gains 3 %.
+    Xeon 318 and 304. A step of 76 x 86 took 1 to 7 % less by oneDNN on the second EPYC (228 x 260:
+    22 %), 10 to 20 % less by MKL on the Xeon. Both are timed in turns, in 0.02 to 0.2 s, forward
+    and backward; the faster is taken.
     """
     if not torch.backends.mkldnn.is_available():
         return {"layers": "BLAS", "reading": "BLAS"}
@@ -644,8 +645,8 @@ def faster_products(rows: int, dim: int) -> dict[str, str]:
         started = time.perf_counter()
         ways[way]().sum().backward()
         seconds[way] = min(seconds[way], time.perf_counter() - started)
-    faster = {w: seconds[w, "oneDNN"] < 0.97 * seconds[w, "BLAS"] for w in ("layers", "reading")}
-    return {what: "oneDNN" if onednn else "BLAS" for what, onednn in faster.items()}
+    both = ("BLAS", "oneDNN")
+    return {w: min(both, key=lambda who: seconds[w, who]) for w in ("layers", "reading")}
 
 
 class ReadTokens(torch.autograd.Function):
@@ -674,8 +675,7 @@ class ReadTokens(torch.autograd.Function):
     def product(a: Tensor, b: Tensor, out: Tensor | None = None, onednn: bool = False) -> Tensor:
         """a bT: (group, rows, inner), (group, outer, inner) -> (group, rows, outer).
 
-        BLAS writes into `out`, which is used again and again: new memory for each product would
-        cost as much as the product.
+        BLAS writes into `out`, used again and again: new memory costs as much as the product.
         """
         if onednn and len(a) == 1 and onednn_takes(a, b.shape[1]):
             return onednn_product(a[0], b[0])[None]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evaluation.export import export_onnx
-from perceiver import Perceiver, fourier_positions
+from perceiver import Perceiver, known_of_positions
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -101,7 +101,7 @@ def test_model_stays_as_it_is(tmp_path):
     model, pixels = trained(depth=1).train(), torch.zeros(2, 1, 18, 25)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     logits = model(pixels)
-    fourier_positions.cache_clear()
+    known_of_positions.cache_clear()
     export_onnx(model, tmp_path / "model.onnx")
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
