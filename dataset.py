@@ -18,8 +18,14 @@ Exit codes, as train.py's: 0 done, 2 unusable arguments or data (some files can'
 interrupted. With --write-slices 1 if some can't be read: the others are written.
 """
 
+import gc
+import signal
+
+if __name__ == "__main__":  # while PyTorch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C
+    gc.disable()  # nothing of it is garbage; run_program goes on with that
+
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,7 +35,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.program import Parser, positive_int, run_program
+from common import signals
+from common.files import abridged_lines
+from common.program import Parser, positive_int, print_lines, run_program, typed
 from scans import copies, splits
 from scans.cache import Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
@@ -108,13 +116,13 @@ def load_dataset(
     """Decode all slices of a listing, or open what was kept of them. Each is a sample.
 
     Raises:
-        DataError: some files can't be read; all are named.
+        DataError: some files can't be read; the first are named.
     """
     decoded = open_pixels(listing.slices, tuple(image_size), cache_dir, workers)
     if decoded.errors:
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
-        count = f"{len(lines)} files can't be read; mend or remove them:"
-        raise DataError("\n".join([count, *lines]))
+        count = f"{len(lines):,} files can't be read; mend or remove them:"
+        raise DataError(count, *abridged_lines(lines))
     return as_dataset(listing, decoded)
 
 
@@ -200,7 +208,7 @@ def describe_counts(listing: Listing) -> str:
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
     """A table of what `split` gives, and before it how many slices of the dataset do not count."""
     counted = by_scan(s for subset in subsets.values() for s in subset.samples)
-    lines = [splits.describe_split(counted, subset_of_scans(subsets), dataset.classes)]
+    lines = splits.describe_split(counted, subset_of_scans(subsets), dataset.classes)
     if repeated := len(dataset) - sum(map(len, subsets.values())):
         lines.insert(
             0,
@@ -306,8 +314,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     if args.clean_cache:
-        for line in describe_cleaned(clean_cache(args.cache_dir), args.cache_dir):
-            print(line)
+        print_lines(*describe_cleaned(clean_cache(args.cache_dir), args.cache_dir))
         return 0
     if args.write_slices:
         return keep_slices(args)
@@ -321,44 +328,42 @@ def run(args: argparse.Namespace) -> int:
     try:
         listing = list_labelled(args.data_dir, args.classes, options_of(args))
     except SeveralSequences as error:
-        print(*error.table, sep="\n")
+        print_lines(*error.table)
         raise
     slices, classes = listing.slices, listing.classes
-    print(f"{args.data_dir}: {describe_counts(listing)}")
-    for line in overview.describe_scans(slices, classes):
-        print(f"  {line}")
-    print("files:", *overview.describe_files(slices, args.workers), sep="\n")
+    print_lines(f"{args.data_dir}: {describe_counts(listing)}")
+    print_lines(*(f"  {line}" for line in overview.describe_scans(slices, classes)))
+    print_lines("files:", *overview.describe_files(slices, args.workers))
     if series := describe_series(slices, classes):
-        print("series:", *(f"  {line}" for line in series), sep="\n")
+        print_lines("series:", *(f"  {line}" for line in series))
 
     size = tuple(args.image_size)
     decoded = open_pixels(slices, size, args.cache_dir, args.workers)
-    for i, text in decoded.errors.items():
-        print(f"dataset.py: {slices[i].name}: {text}", file=sys.stderr)
+    lines = [f"dataset.py: {slices[i].name}: {text}" for i, text in decoded.errors.items()]
+    print_lines(*abridged_lines(lines), to_error=True)
     if len(decoded.errors) == len(slices):
         raise DataError(f"{args.data_dir}: none of the files can be read")
     whole = as_dataset(listing, decoded)
     readable = whole.subset(torch.tensor([i for i in whole.rows if int(i) not in decoded.errors]))
-    print(f"as the model sees them, {size[1]} x {size[0]}:")
+    print_lines(f"as the model sees them, {size[1]} x {size[0]}:")
     pixels = whole.pixels[readable.rows] if decoded.errors else whole.pixels
-    for line in overview.describe_pixels(pixels, *readable.statistics()):
-        print(f"  {line}")
+    print_lines(*(f"  {line}" for line in overview.describe_pixels(pixels, *readable.statistics())))
     # What can't be read is black, and black images are nobody's copies.
     pairs = copies.open_copies(whole.pixels, slices, decoded.crc32, args.cache_dir)
     found = copies.describe_copies(slices, whole.pixels, pairs)
     depths = describe_depths(decoded.depths)
     for line in [*map(str, listing.problems), decoded.note, depths, *found]:
         if line:
-            print(f"note: {line}")
+            print_lines(f"note: {line}")
     if not pairs:
-        print("no image is in two scans")
+        print_lines("no image is in two scans")
     overview.draw_contact_sheet(overview.choose_shown(slices, whole.pixels, classes), sheet)
-    print(f"contact sheet: {sheet}")
+    print_lines(f"contact sheet: {sheet}")
     if not args.split_file and (note := splits.note_on_folders(by_scan(slices), args.data_dir)):
-        print(f"note: {note}")
+        print_lines(f"note: {note}")
     subsets = split_as_told(whole, args, pairs)
-    print(f"the split that train.py makes of it (--seed {args.seed}):")
-    print(*describe_subsets(whole, subsets), sep="\n")
+    print_lines(f"the split that train.py makes of it (--seed {args.seed}):")
+    print_lines(*describe_subsets(whole, subsets))
     return 2 if decoded.errors else 0
 
 
@@ -367,11 +372,14 @@ def keep_slices(args: argparse.Namespace) -> int:
     listing = list_slices(args.data_dir, args.classes, options_of(args))
     written = write_slices(listing, args.write_slices, args.workers)
     for problem in [*listing.problems, *written.problems]:
-        print(f"dataset.py: {problem}", file=sys.stderr)
+        first, *more = problem.lines
+        print_lines(f"dataset.py: {first}", *more, to_error=True)
     if written.depths:
-        print(f"note: {describe_depths(written.depths)}")
+        print_lines(f"note: {describe_depths(written.depths)}")
     unlabelled = written.count - written.labelled
-    print(f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label")
+    print_lines(
+        f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label"
+    )
     return 1 if written.problems or listing.of_kind(*FAILURES) else 0
 
 
@@ -384,19 +392,21 @@ def keep_split(args: argparse.Namespace) -> int:
     splits.write_split(args.write_split, scans, subset_of)
     for line in [*map(str, listing.problems), note]:
         if line:
-            print(f"note: {line}")
-    print(splits.describe_split(scans, subset_of, listing.classes))
+            print_lines(f"note: {line}")
+    print_lines(*splits.describe_split(scans, subset_of, listing.classes))
     command = ["python", "train.py", "--data-dir", args.data_dir, "--split-file", args.write_split]
     for name in ("classes", *NAMING):
         if value := getattr(args, name):
             values = value if isinstance(value, list) else [value]
             command += [f"--{name.replace('_', '-')}", *values]
-    print("next:", shlex.join(map(str, command)))
+    print_lines(f"next: {' '.join(map(typed, map(str, command)))}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_program(run, parse_args(argv), "dataset.py")
+    args = parse_args(argv)
+    with signals.listening("dataset.py"):
+        return run_program(run, args, "dataset.py")
 
 
 if __name__ == "__main__":

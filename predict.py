@@ -33,8 +33,17 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from common.files import write_csv
-from common.program import OutOfMemory, Parser, UserError, positive_int, run_program
+from common import signals
+from common.csv_tables import write_csv
+from common.program import (
+    OutOfMemory,
+    Parser,
+    UserError,
+    positive_int,
+    print_lines,
+    printable,
+    run_program,
+)
 from common.workers import choose_device
 from dataset import Dataset, add_naming_arguments, list_slices
 from dataset import options_of as dataset_options
@@ -185,20 +194,22 @@ def write_tables(folder: Path, listing: Listing, answers: Answers, scans: list[d
 
 
 def print_scans(rows: list[dict], classes: list[str], as_json: bool) -> None:
-    width = max((len(row["scan"]) for row in rows), default=0)
+    names = [printable(row["scan"]) for row in rows]
+    width = max(map(len, names), default=0)
     label_width = max(5, *map(len, classes))
-    for row in rows:
+    for row, name in zip(rows, names, strict=True):
         if as_json:
             print(json.dumps(row))
             continue
         verdict = row["verdict"]
         if sys.stdout.isatty() and verdict in COLOURS:
             verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
-        expected = f", expected {row['expected']}" if row["expected"] else ""
+        expected = f", expected {printable(row['expected'])}" if row["expected"] else ""
         slices = f"{row['slices']} slices" if row["slices"] > 1 else "1 slice"
         shown = f"p_{shown_class(row['label'], classes)}"
         print(
-            f"{row['scan']:<{width}}  {row['label']:<{label_width}}  {shown} {row[shown]:.3f}  "
+            f"{name:<{width}}  {printable(row['label']):<{label_width}}  "
+            f"{printable(shown)} {row[shown]:.3f}  "
             f"{slices} ({row['agreement']:.0%} agree)  {verdict}{expected}"
         )
 
@@ -223,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
         from evaluation.export import export_onnx  # its packages are optional
 
         export_onnx(model, args.export)
-        print(f"exported to {args.export}", file=sys.stderr)
+        print_lines(f"exported to {args.export}", to_error=True)
     if not args.paths:
         return 0
     classes = model.preprocessing["classes"]
@@ -243,20 +254,21 @@ def run(args: argparse.Namespace) -> int:
         write_tables(args.output, listing, answers, rows)
     print_scans(worst_first(rows, classes) if args.audit else rows, classes, args.json)
     labelled = [s for s in listing.slices if s.label]
+    for problem in listing.of_kind(Kind.REMARK, Kind.NAMELESS):
+        first, *more = problem.lines
+        print_lines(f"note: {first}", *more, to_error=True)
     for line in [
-        *map(str, listing.of_kind(Kind.REMARK, Kind.NAMELESS)),
         *describe_contradictions(listing.of_kind(Kind.CONTRADICTION)),
         *describe_patients(labelled, listing),
+        *([describe_depths(answers.depths)] if answers.depths else []),
     ]:
-        print(f"note: {line}", file=sys.stderr)
-    if answers.depths:
-        print(f"note: {describe_depths(answers.depths)}", file=sys.stderr)
+        print_lines(f"note: {line}", to_error=True)
     for problem in dict.fromkeys(answers.problems.values()):
-        print(f"predict.py: {problem}", file=sys.stderr)
+        print_lines(f"predict.py: {problem}", to_error=True)
     counts, failed = Counter(row["verdict"] for row in rows), len(answers.problems)
     if args.audit and not args.json:
         text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-        print(f"{len(rows)} scans: {text}" + (f"; {failed} unreadable" if failed else ""))
+        print_lines(f"{len(rows)} scans: {text}" + (f"; {failed} unreadable" if failed else ""))
     if args.attention:
         from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
 
@@ -284,8 +296,8 @@ def run_and_explain(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return run_program(run_and_explain, args, "predict.py", (CheckpointError,))
+    with signals.listening("predict.py"):
+        return run_program(run_and_explain, args, "predict.py", (CheckpointError,))
 
 
 if __name__ == "__main__":

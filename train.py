@@ -27,7 +27,6 @@ import argparse
 import inspect
 import math
 import os
-import shlex
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -36,9 +35,10 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from common.program import OutOfMemory, UserError, run_program
+from common import signals
+from common.program import OutOfMemory, UserError, run_program, typed
 from common.workers import (
-    StopSignals,
+    agreed_signal,
     broadcast,
     choose_device,
     first_process_first,
@@ -115,8 +115,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         say(f"note: {note}")
     resumed = args.resume / "split.csv" if args.resume else None
     subsets = split_as_told(dataset, args, pairs, resumed)
-    for line in describe_subsets(dataset, subsets):
-        say(line)
+    say(*describe_subsets(dataset, subsets))
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
         say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
     return subsets
@@ -169,7 +168,7 @@ def test_best(run: Run, subsets: dict[str, Dataset], args: argparse.Namespace) -
     return metrics
 
 
-def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> int:
+def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     """Read, split, train, test. Returns the exit code."""
     device = join_processes(choose_device(args.device))
     args.amp = device.type == "cuda" if args.amp is None else args.amp
@@ -217,7 +216,7 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
 
     def epoch() -> None:
         save = partial(this.save, "last.pt")
-        train_one_epoch(trained, train, optimizer, this.progress, args, signals, save, weights)
+        train_one_epoch(trained, train, optimizer, this.progress, args, save, weights)
 
     if args.dry_run:
         epoch()
@@ -226,26 +225,24 @@ def run(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> i
         return 0
     if rank() == 0:
         start_folder(this, args, data, subsets, cleanup)
-    signals.training, signals.hint = True, f"go on with: {runfolder.resume_command(folder)}"
     if resumed:
         say(describe_resumed(this.progress, args, len(train)))
-    while this.progress.epoch <= args.epochs:
-        epoch()
-        row = validate(model, subsets["val"], len(train), this.progress, args)
-        is_best = this.end_epoch(row)
-        if board:
-            board.add_epoch(row)
-        say(describe_epoch(row, args.epochs, is_best))
-        if stop := signals.agreed():
-            raise Stopped(stop)
-    signals.training = False
+    with signals.asked(f"go on with: {runfolder.resume_command(folder)}"):
+        while this.progress.epoch <= args.epochs:
+            epoch()
+            row = validate(model, subsets["val"], len(train), this.progress, args)
+            is_best = this.end_epoch(row)
+            if board:
+                board.add_epoch(row)
+            say(describe_epoch(row, args.epochs, is_best))
+            if stop := agreed_signal():
+                raise Stopped(stop)
 
     this.draw()
     metrics = test_best(this, subsets, args)
     if board:
         board.add_pictures(folder, metrics["epoch"])
-    for line in describe_test(metrics):
-        say(line)
+    say(*describe_test(metrics))
     say(f"run folder: {folder}")
     say(f"next: {predict_command(folder / 'best.pt', subsets['test'])}")
     return 0
@@ -295,20 +292,20 @@ def predict_command(checkpoint: Path, tested: Dataset) -> str:
     """What to type next: predict.py on a scan that was tested."""
     first = tested.samples[0]
     scan = {s.source for s in tested.samples if s.scan == first.scan}
-    source, pattern = Path(first.source), shlex.quote(first.source)
+    source, pattern = Path(first.source), typed(first.source)
     start = str(source.with_suffix("")).rstrip("0123456789")
     if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
-        pattern = f"{shlex.quote(start)}*{source.suffix}"
-    return f"python predict.py {shlex.quote(str(checkpoint))} {pattern}"
+        pattern = f"{typed(start)}*{source.suffix}"
+    return f"python predict.py {typed(checkpoint)} {pattern}"
 
 
 # ---- program -------------------------------------------------------------------------------------
 
 
-def run_and_explain(args: argparse.Namespace, signals: StopSignals, cleanup: ExitStack) -> int:
+def run_and_explain(args: argparse.Namespace, cleanup: ExitStack) -> int:
     """`run`, with what to do next where it was stopped or failed."""
     try:
-        return run(args, signals, cleanup)
+        return run(args, cleanup)
     except Stopped as stopped:
         say(f"stopped and saved; go on with: {runfolder.resume_command(args.output_dir)}")
         return 128 + stopped.args[0]
@@ -331,9 +328,9 @@ def run_and_explain(args: argparse.Namespace, signals: StopSignals, cleanup: Exi
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    with StopSignals() as signals, ExitStack() as cleanup:
+    with signals.listening("train.py"), ExitStack() as cleanup:
         cleanup.callback(leave_processes)
-        program = partial(run_and_explain, signals=signals, cleanup=cleanup)
+        program = partial(run_and_explain, cleanup=cleanup)
         return run_program(program, args, "train.py", (ConfigError, CheckpointError))
 
 

@@ -43,7 +43,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/garments.py`
 
-from common.files import whole_folder, write_csv, write_json  # noqa: E402
+from common.csv_tables import write_csv  # noqa: E402
+from common.files import whole_folder, write_json  # noqa: E402
 from common.program import positive_int, run_program  # noqa: E402
 from dataset import Dataset, list_labelled, split  # noqa: E402
 from evaluation.metrics import score  # noqa: E402

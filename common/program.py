@@ -9,17 +9,26 @@ import errno
 import gc
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from common.signals import Interrupted
 
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class UserError(ValueError):
-    """Something that whoever runs the program can mend. The message says what and how."""
+    """Something that whoever runs the program can mend. Its lines say what and how.
+
+    Names in them may hold anything; what is printed of each is one line (see `printable`).
+    """
 
     exit_code = 2
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(map(printable, lines)))
 
 
 class OutOfMemory(UserError):
@@ -52,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=Formatter, **more)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n" if speaks() else None)
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n" if speaks() else None)
 
 
 def speaks() -> bool:
@@ -60,8 +69,32 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def printable(text: str) -> str:
+    """What can't be printed is escaped, so that no name of a file moves the cursor or fakes a line.
+
+    Control characters, line breaks, marks of writing direction, bytes that are no text.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def typed(word: str | os.PathLike) -> str:
+    """A word of a command as it is typed in a shell, in one line whatever it holds."""
+    quoted = shlex.quote(os.fspath(word))
+    if quoted.isprintable():
+        return quoted
+    escaped = os.fsencode(word).decode("latin-1").encode("unicode_escape").decode()
+    return "$'" + escaped.replace("'", "\\'") + "'"
+
+
+def print_lines(*lines: str, to_error: bool = False) -> None:
+    """Print each as one line, at once, so that a program that is stopped has said what it knew."""
+    stream = sys.stderr if to_error else sys.stdout
+    for line in lines:
+        print(printable(line), file=stream, flush=True)
+
+
 def print_any_name() -> None:
-    """File names that are no text are printed with backslashes; they end no program."""
+    """Characters that the encoding of a terminal lacks are printed with backslashes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -86,20 +119,32 @@ def run_program(
     except BrokenPipeError:  # `... | head`: nobody listens any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UserError, *expected) as error:
-        code, message = getattr(error, "exit_code", 2), f"{error}"
+    except UserError as error:
+        code, lines = error.exit_code, f"{error}".split("\n")
+    except expected as error:
+        code, lines = getattr(error, "exit_code", 2), [f"{error}"]
     except OSError as error:
-        code, message = 2, f"{error}"
         if error.errno in DISK_FAILURES:
             path = error.filename or "standard output"
-            code, message = 1, f"{path}: {error.strerror}; what was there is whole"
+            code, lines = 1, [f"{path}: {error.strerror}; what was there is whole"]
         elif error.filename is None and not isinstance(error, FileNotFoundError | FileExistsError):
             raise  # not about a file that somebody named
+        else:
+            code, lines = 2, [describe_os_error(error)]
+    except Interrupted as error:
+        code, lines = 128 + error.args[0], ["interrupted"]
     except KeyboardInterrupt:
-        code, message = 130, "interrupted"
+        code, lines = 130, ["interrupted"]
     if speaks() or code == 1:  # what is wrong with arguments or data is wrong for all processes
-        print(f"{name}: {message}", file=sys.stderr)
+        print_lines(f"{name}: {lines[0]}", *lines[1:], to_error=True)
     return code
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system says of a file, without its number."""
+    if error.filename is None:
+        return f"{error}"
+    return f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}"
 
 
 # ---- arguments -----------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
-"""Processes that work as one, the device that each of them has, and the signals that stop them.
+"""Processes that work as one, and the device that each of them has.
 
 Without torchrun there is one process, of rank 0.
 """
 
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from common.program import UserError
+from common import signals
+from common.program import UserError, print_lines
 
 
 class LostProcess(UserError):
@@ -121,43 +120,17 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def say(text: str) -> None:
+def say(*lines: str) -> None:
     """Print once, not once a process."""
     if rank() == 0:
         try:
-            print(text, flush=True)
+            print_lines(*lines)
         except BrokenPipeError:  # `train.py | head`: nobody listens, and training goes on
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-class StopSignals:
-    """SIGINT and SIGTERM: while it trains, the first lets the step finish; a second stops at once.
-
-    At other times there is nothing to save, and the first one ends the program. torchrun passes on
-    what its workers have just received themselves: that is not a second one.
-    """
-
-    def __enter__(self) -> "StopSignals":
-        self.received, self.training, self.hint = 0, False, "nothing is saved yet"
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self.receive) for number in numbers}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def receive(self, number: int, frame) -> None:
-        if self.received and "WORLD_SIZE" in os.environ and time.monotonic() < self.at + 1:
-            return
-        if self.received or not self.training:
-            if rank() == 0:  # print() is not made for signal handlers
-                os.write(2, f"train.py: stopped at once; {self.hint}\n".encode(errors="replace"))
-            raise SystemExit(128 + number)
-        self.received, self.at = number, time.monotonic()
-
-    def agreed(self) -> int:
-        """The signal that any process received: all stop after the same step."""
-        if not dist.is_initialized():
-            return self.received
-        return int(reduce(torch.tensor(self.received), dist.ReduceOp.MAX))
+def agreed_signal() -> int:
+    """The signal that any process received, 0 for none: all stop after the same step."""
+    if not dist.is_initialized():
+        return signals.received()
+    return int(reduce(torch.tensor(signals.received()), dist.ReduceOp.MAX))

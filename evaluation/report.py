@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.files import write_csv, write_json
+from common.csv_tables import write_csv
+from common.files import write_json
 from evaluation.calibration import Calibration
 from evaluation.metrics import score
 from evaluation.predictions import Example, Predictions, probability_columns

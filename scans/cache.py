@@ -10,7 +10,6 @@ import os
 import time
 import zlib
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import whole_file, write_json
+from common.threads import in_threads
 from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
 from scans.slices import Slice
 from scans.volumes import VolumeError, read_slices, source_files
@@ -73,14 +73,9 @@ def decode_slices(
             errors.update(dict.fromkeys(positions, error.text))
         return None
 
-    with (
-        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        # disable=None: a bar on a terminal, nothing in a log file
-        tqdm(
-            total=len(slices), desc="reading", unit="slice", disable=None if progress else True
-        ) as bar,
-    ):
-        decoded = pool.map(decode, [positions for jobs in scans for positions in jobs])
+    decoded = in_threads(decode, [positions for jobs in scans for positions in jobs], workers)
+    quiet = None if progress else True  # None: a bar on a terminal, nothing in a log file
+    with tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
         for jobs in scans:
             waiting = []
             for positions in jobs:

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import Record, Table, as_table, plain_name, read_records
+from common.csv_tables import Record, Table, as_table, plain_name, read_records
 from scans.names import VOLUME_ENDING, are_sides
 from scans.slices import SIDES, Contradiction, DataError
 from scans.tables import (

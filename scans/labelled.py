@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.files import abridged
+from common.files import abridged, abridged_lines
 from scans import names
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
@@ -46,12 +46,12 @@ def list_labelled(
         check_one_sequence(listing.slices)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
-        raise DataError("\n".join([f"{len(lines)} folders or volumes can't be read:", *lines]))
+        raise DataError(f"{len(lines):,} folders or volumes can't be read:", *abridged_lines(lines))
     remarks = listing.of_kind(Kind.REMARK)
     contradictions = listing.of_kind(Kind.CONTRADICTION)
     images = [p for p in contradictions if is_image(os.path.basename(p.path))]
     if images:
-        raise DataError("\n".join(describe_contradictions(images)))
+        raise DataError(*describe_contradictions(images))
     for line in describe_contradictions(contradictions):
         remarks.append(Problem("", Kind.REMARK, f"{line}: left out"))
     labelled = [s for s in listing.slices if s.label]
@@ -69,7 +69,8 @@ def list_labelled(
         text += abridged([problem.path for problem in localizers])
         remarks.append(Problem("", Kind.REMARK, text))
     if nameless := listing.of_kind(Kind.NAMELESS):
-        raise DataError("\n".join([f"{path}: {nameless[0].text}", *map(str, remarks)]))
+        first, *more = nameless[0].lines
+        raise DataError(f"{path}: {first}", *more, *map(str, remarks))
     check_scans(labelled, "the manifest" if is_manifest(os.fspath(path)) else "the names")
     if is_manifest(os.fspath(path)):
         check_files(labelled, os.path.dirname(os.path.abspath(path)))

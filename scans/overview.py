@@ -1,7 +1,6 @@
 """What is in the data, for a person to look at: `python dataset.py DIR` prints and draws this."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.files import whole_file
+from common.threads import in_threads
 from scans import names
 from scans.images import ImageError, open_image
 from scans.slices import Slice, by_scan
@@ -59,8 +59,8 @@ def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
         except ImageError:  # what is wrong with it is said where it is decoded
             return "unreadable"
 
-    with ThreadPoolExecutor(workers) as pool:
-        kinds = Counter(pool.map(look, [s.source for s in slices if s.index is None]))
+    images = [s.source for s in slices if s.index is None]
+    kinds = Counter(in_threads(look, images, workers))
     kinds["slices of volumes"] += sum(s.index is not None for s in slices)
     return [f"{count:>9,}  {kind}" for kind, count in kinds.most_common(10) if count]
 

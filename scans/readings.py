@@ -6,12 +6,12 @@ Each reading is tried on copies of what was found, so that what is printed is wh
 """
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from common.files import abridged
+from common.program import printable, typed
 from scans import names
 from scans.columns import Column, Meaning, Table, columns_of, running_columns, slice_column
 from scans.found import Found
@@ -48,7 +48,7 @@ def ask(
     if not options.name_pattern:
         patterns = find_patterns([item.stem for item in unknown], classes)
     for pattern in patterns:
-        flags = f"--name-pattern {shlex.quote(pattern)}"
+        flags = f"--name-pattern {typed(pattern)}"
         readings.append((flags, replace(options, name_pattern=pattern)))
     each = replace(options, patients="scan")
     nothing_else = not any("(?P<slice>" in x for x in patterns) and not options.name_pattern
@@ -76,7 +76,7 @@ def ask(
         lines.append(f"  {flags:<{width}}  {len(patients)} patients, {of}{shown}")
     if any(names.is_subset(part) for part in unknown[0].path.split("/")[:-1]):
         lines.append("  (with them, dataset.py DIR --write-split CSV for folders train and test)")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def ask_of_strangers(others: int, strangers: list[Found]) -> str:

@@ -143,6 +143,11 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         return f"{self.path}: {self.text}" if self.path else self.text
 
+    @property
+    def lines(self) -> list[str]:
+        """As it is printed. What asks for the patients is several lines, each printable."""
+        return str(self).split("\n") if self.kind is Kind.NAMELESS else [str(self)]
+
 
 class VolumeError(DataError):
     """A volume that can't be used."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.files import read_csv, write_csv
+from common.csv_tables import read_csv, write_csv
 from scans.slices import DataError, Slice
 
 Scans = dict[str, list[Slice]]  # scan name -> its slices, as slices.by_scan gives them
@@ -300,7 +300,7 @@ def read_split(path: str | Path, scans: Scans) -> dict[str, str]:
     return subset_of
 
 
-def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[str]) -> str:
+def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[str]) -> list[str]:
     """A table for a person: patients, scans of each class and slices in each subset."""
     heads = [f"{label} scans" for label in classes]
     cells = [f"{head:>{len(head) + 2}}" for head in heads]
@@ -314,4 +314,4 @@ def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[st
         ]
         slices = sum(map(len, members))
         lines.append(f"{subset:<8}{patients:>9}{''.join(counts)}{slices:>9}")
-    return "\n".join(lines)
+    return lines

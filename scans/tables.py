@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import Table, abridged, plain_name, read_csv
+from common.csv_tables import Table, plain_name, read_csv
+from common.files import abridged
 from scans.names import label_of_word, natural_order
 from scans.slices import SIDES, DataError
 

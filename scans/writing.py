@@ -7,7 +7,6 @@ AKOA's where a scan has one, else patient=p01,scan=left%2Fp01,label=left_7.png.
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import whole_folder
+from common.threads import in_threads
 from scans.images import ImageError, bit_depth, read_image, to_grey
 from scans.names import Identity, written_name
 from scans.slices import DataError, Kind, Listing, Problem, Slice
@@ -68,19 +68,15 @@ def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> 
                     Image.fromarray(grey).save(temporary / names[s.name])
             return Result(found.highest)
 
-        pool = ThreadPoolExecutor(workers or os.cpu_count())
-        try:
-            done = pool.map(write, sources.values())
-            bar = tqdm(done, "writing", len(sources), disable=None)
-            results = dict(zip(sources, bar, strict=True))
-            # 16-bit images are read twice: so it takes no memory to wait for the rest of a scan.
-            deep = [source for source, result in results.items() if result.highest is not None]
-            bits = bits_of_scans((sources[x][0].scan, results[x].highest) for x in deep)
-            done = pool.map(lambda x: write(sources[x], bits[sources[x][0].scan]), deep)
-            bar = tqdm(done, "writing", len(deep), disable=None if deep else True)
-            results |= zip(deep, bar, strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)  # on Ctrl-C, those begun are finished
+        done = in_threads(write, sources.values(), workers)
+        bar = tqdm(done, "writing", len(sources), disable=None)
+        results = dict(zip(sources, bar, strict=True))
+        # 16-bit images are read twice: so it takes no memory to wait for the rest of a scan.
+        deep = [source for source, result in results.items() if result.highest is not None]
+        bits = bits_of_scans((sources[x][0].scan, results[x].highest) for x in deep)
+        done = in_threads(lambda x: write(sources[x], bits[sources[x][0].scan]), deep, workers)
+        bar = tqdm(done, "writing", len(deep), disable=None if deep else True)
+        results |= zip(deep, bar, strict=True)
         problems = [result.problem for result in results.values() if result.problem]
         lost = {problem.path for problem in problems}
         written = [s for s in listing.slices if s.source not in lost]

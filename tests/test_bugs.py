@@ -153,7 +153,7 @@ def test_a_bug_ends_a_program_with_a_traceback_and_not_with_exit_2(arguments_of)
         (
             PermissionError(errno.EACCES, "Permission denied", "knees"),
             2,
-            "[Errno 13] Permission denied: 'knees'",
+            "knees: Permission denied",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "out.csv"),

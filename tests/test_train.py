@@ -15,7 +15,6 @@ from conftest import TINY, write_knees
 from PIL import Image
 
 import train
-from common.workers import StopSignals
 from dataset import Dataset, list_labelled
 from perceiver import Perceiver
 from scans import splits
@@ -119,8 +118,7 @@ def test_every_slice_is_seen_exactly_once_an_epoch(monkeypatch):
     slices = [Slice(str(i), None, "left", "p", "s", i) for i in range(37)]
     subset = Dataset(slices, images, torch.arange(37), ["left", "right"])
     for epoch in (1, 2):
-        with StopSignals() as signals:
-            train_one_epoch(model, subset, optimizer, Progress(epoch), args, signals, None)
+        train_one_epoch(model, subset, optimizer, Progress(epoch), args, None)
     assert sorted(seen[:37]) == sorted(seen[37:]) == list(range(37))
     assert seen[:37] != seen[37:] and seen[:37] != sorted(seen[:37])
 

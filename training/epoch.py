@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.program import UserError
-from common.workers import StopSignals, losing_others, processes, rank, reduce
+from common.workers import agreed_signal, losing_others, processes, rank, reduce
 from dataset import Dataset
 from evaluation.predictions import predict
 from perceiver import Perceiver, autocast
@@ -80,7 +80,6 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     args: argparse.Namespace,
-    signals: StopSignals,
     save: Callable[[], None],
     class_weights: Tensor | None = None,
 ) -> None:
@@ -142,7 +141,7 @@ def train_one_epoch(
         optimizer.step()
         bar.update()
 
-        progress.step, stop = step + 1, signals.agreed()
+        progress.step, stop = step + 1, agreed_signal()
         saves = args.save_every_steps and progress.step % args.save_every_steps == 0
         if stop or saves or progress.step == len(batches):
             if (failed := int(first_failed)) >= 0:

@@ -26,8 +26,9 @@ import PIL
 import torch
 from PIL import Image
 
-from common.files import whole_file, write_csv, write_json
-from common.program import MissingPackage, UserError
+from common.csv_tables import write_csv
+from common.files import whole_file, write_json
+from common.program import MissingPackage, UserError, typed
 from common.workers import broadcast, processes, rank, wait_for_all
 from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, read_checkpoint
@@ -84,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def resume_command(folder: Path) -> str:
     launcher = "python" if processes() == 1 else f"torchrun --nproc-per-node {processes()}"
-    return f"{launcher} train.py --resume {shlex.quote(str(folder))}"
+    return f"{launcher} train.py --resume {typed(folder)}"
 
 
 # ---- what made the run: args.json ----------------------------------------------------------------

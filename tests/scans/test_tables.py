@@ -146,7 +146,7 @@ def test_missing_files_are_five_examples_a_count_and_their_folder():
     paths = [f"left/{i}.png" for i in range(1234)]
     assert missing_files(paths, "/data/knees") == (
         "1,234 files are not there: left/0.png, left/1.png, left/2.png, left/3.png, left/4.png "
-        "and 1229 more; paths are relative to /data/knees"
+        "and 1,229 more; paths are relative to /data/knees"
     )
     assert missing_files(["a.png"], "x") == "1 file is not there: a.png; paths are relative to x"
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.workers import StopSignals
 from dataset import Dataset
 from evaluation.predictions import predict
 from perceiver import Perceiver
@@ -86,15 +85,13 @@ def train(count: int, **arguments) -> int:
     weights = torch.ones(2, device=META)
     progress = Progress(loss_sum=1.0, correct=2.0)
     with Reads() as reads:
-        train_one_epoch(
-            model, dataset, optimizer, progress, args, StopSignals(), lambda: None, weights
-        )
+        train_one_epoch(model, dataset, optimizer, progress, args, lambda: None, weights)
     return reads.count
 
 
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch):
-    monkeypatch.setattr(StopSignals, "agreed", lambda self: 0)
+    monkeypatch.setattr("training.epoch.agreed_signal", lambda: 0)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"token_fraction": 0.5}, {"amp": None}], ids=str)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from conftest import FLAGS, TINY
 
 import train
-from common.workers import StopSignals
 from dataset import Dataset
 from perceiver import Perceiver
 from scans.slices import Slice
@@ -98,9 +97,8 @@ def test_the_loss_is_weighted_where_it_is_asked_for(flag, weighted):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     args = train.parse_args(["--data-dir", "x", "-b", "10", "--lr", "1", *flag])
     given = balanced_weights(subset) if args.class_weights == "balanced" else None
-    with StopSignals() as signals:
-        progress = Progress()
-        train_one_epoch(model, subset, optimizer, progress, args, signals, None, given)
+    progress = Progress()
+    train_one_epoch(model, subset, optimizer, progress, args, None, given)
     assert progress.loss_sum == pytest.approx(losses.sum().item(), rel=1e-5)
     change = model.head.bias.detach() - before
     torch.testing.assert_close(change, -gradient.mean(dim=0), atol=1e-6, rtol=1e-4)
