@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.files import open_regular
 from scans.archives import TooLarge, unpack
 from scans.names import is_volume_name
 from scans.slices import Kind, NoSeries, Problem, TooShort, Volume, VolumeError
@@ -35,9 +36,7 @@ def is_dicom(path: str | os.PathLike) -> bool:
     if os.path.splitext(name)[1].lower() == ".dcm":
         return True
     try:
-        if not os.path.isfile(path):  # to open a pipe would wait for ever
-            return False
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False

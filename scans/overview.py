@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.files import whole_file
+from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans import names
 from scans.images import ImageError, open_image
@@ -49,6 +50,7 @@ def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
     return lines
 
 
+@quiet_libraries()
 def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
     """How many files there are of each size and mode."""
 

@@ -1,4 +1,4 @@
-"""common/files.py: what is no file is not opened; common/program.py: what is printed is one line."""
+"""common/files.py: what is no file is not opened; common/program.py: what is printed is a line."""
 
 import errno
 import os
