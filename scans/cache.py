@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.files import NotAFile, check_regular, read_json, whole_file, write_json
 from common.quiet import quiet_libraries
+from common.signals import orderly
 from common.threads import in_threads
 from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
 from scans.slices import Slice
@@ -76,7 +77,8 @@ def decode_slices(
 
     decoded = in_threads(decode, [positions for jobs in scans for positions in jobs], workers)
     quiet = None if progress else True  # None: a bar on a terminal, nothing in a log file
-    with tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
+    # Orderly: what threads have unpacked of archives is removed again.
+    with orderly(), tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
         for jobs in scans:
             waiting = []
             for positions in jobs:

@@ -34,6 +34,7 @@ DICOM_READER = "GDCMImageIO"
 BLOCK = 1 << 20  # bytes
 NIFTI_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 NIFTI_BITS |= {32: 64, 128: 24, 1792: 128, 2304: 32}  # complex numbers and colours
+FARTHEST = 1e6  # mm from the middle
 MAX_OFFSET = 1 << 30  # bytes in front of the voxels of a NIfTI file
 FREE_RATIO, FREE_BYTES = 200, 64 << 20  # as of archives: so dense, or so small, may all files be
 
@@ -103,11 +104,27 @@ def check_nifti(path: str) -> None:
         problem = f"claims {rank} dimensions, {size}"
     elif NIFTI_BITS.get(code) != bits:
         problem = f"claims values of type {code} and {bits} bits"
+    elif not all(abs(value) <= FARTHEST for value in geometry_of(start, order, rank)):
+        problem = "claims a position that no scanner has"
     elif not 0 <= offset <= MAX_OFFSET:
         problem = f"claims that its voxels begin at byte {offset:g}"
     else:
         return
     raise VolumeError(path, f"{DAMAGED}: {problem}")
+
+
+def geometry_of(start: bytes, order: str, rank: int) -> tuple[float, ...]:
+    """The numbers of a header that are used: spacings, and if it says so a rotation, a matrix.
+
+    Where they are none, or enormous, ITK looks for singular values for ever.
+    """
+    of_rotation, of_matrix = struct.unpack_from(f"{order}2h", start, 252)
+    values = struct.unpack_from(f"{order}{rank}f", start, 80)
+    if of_rotation > 0:
+        values += struct.unpack_from(f"{order}6f", start, 256)
+    if of_matrix > 0:
+        values += struct.unpack_from(f"{order}12f", start, 280)
+    return values
 
 
 # ---- NRRD and MetaImage --------------------------------------------------------------------------

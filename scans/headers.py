@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from common import signals
 from common.files import open_regular, whole_file
 from common.program import MissingPackage
 from scans.archives import is_archive
@@ -146,18 +147,20 @@ def read_all(units: Sequence[Unit], files: int, echo: int | None) -> Iterator[Vo
                 yield read_unit(unit, echo) if found is None else found
     finally:
         for reader in readers:
-            reader.kill()
+            reader.terminate()  # it removes what it has unpacked
+        for reader in readers:
             reader.communicate()
 
 
 def answer_requests() -> None:
     """What such a process does until its parent closes the pipe, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the parent ends it
-    for line in sys.stdin.buffer:
-        (path, names), echo = json.loads(line)
-        unit = Unit(path, tuple(names))
-        sys.stdout.buffer.write(encode(read_unit(unit, echo), unit) + b"\n")
-        sys.stdout.buffer.flush()
+    with signals.listening("headers"), contextlib.suppress(signals.Interrupted, BrokenPipeError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the parent ends it
+        for line in sys.stdin.buffer:
+            (path, names), echo = json.loads(line)
+            unit = Unit(path, tuple(names))
+            sys.stdout.buffer.write(encode(read_unit(unit, echo), unit) + b"\n")
+            sys.stdout.buffer.flush()
 
 
 # ---- kept ----------------------------------------------------------------------------------------

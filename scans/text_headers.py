@@ -21,7 +21,9 @@ MAX_FIELDS = 1000
 
 NUMBER = r"[-+]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][-+]?\d{1,3})?"
 REAL = rf"(?:{NUMBER}|[-+]?(?:nan|inf|NaN|Inf))"
-VECTOR = rf"(?:\( *{REAL}(?: *, *{REAL}){{0,3}} *\)|none)"
+VECTOR = rf"(?:\( *{NUMBER}(?: *, *{NUMBER}){{0,3}} *\)|none)"
+SPACING = rf"(?:{REAL})"  # NaN of an axis that has none
+PLACES, FARTHEST = (NUMBER, VECTOR, SPACING), 1e6  # mm; of more, ITK's matrices never converge
 INTEGER, WORD, TEXT = r"-?\d{1,12}", r"[A-Za-z0-9_.?-]{1,40}", r"[^\x00-\x08\x0a-\x1f\x7f]{0,400}"
 QUOTED = r'"[ !#-~]{0,60}"'
 
@@ -48,9 +50,9 @@ META_FIELDS = {  # others, as ITK writes them for what it knows of a volume, are
     "ElementMax": Field(REAL, 0),
     **dict.fromkeys(("ElementType", "Modality", "AnatomicalOrientation"), ONE_WORD),
     **dict.fromkeys(("ID", "ParentID"), ONE_NUMBER),
-    **dict.fromkeys(("ElementSpacing", "ElementSize", "CenterOfRotation"), Field(REAL)),
-    **dict.fromkeys(("Offset", "Position", "Origin"), Field(REAL)),
-    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), Field(REAL, 2)),
+    **dict.fromkeys(("ElementSpacing", "ElementSize", "CenterOfRotation"), Field(NUMBER)),
+    **dict.fromkeys(("Offset", "Position", "Origin"), Field(NUMBER)),
+    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), Field(NUMBER, 2)),
     **dict.fromkeys(("BinaryData", "CompressedData", "ElementByteOrderMSB"), ONE_WORD),
     "BinaryDataByteOrderMSB": ONE_WORD,
     "ElementToIntensityFunctionSlope": Field(REAL, 0),
@@ -78,7 +80,7 @@ NRRD_FIELDS = {
     "number": ONE_NUMBER,
     **dict.fromkeys(("byteskip", "lineskip", "blocksize"), ONE_NUMBER),
     **dict.fromkeys(("min", "max", "oldmin", "oldmax"), Field(REAL, 0)),
-    **dict.fromkeys(("spacings", "thicknesses", "axismins", "axismaxs"), Field(REAL)),
+    **dict.fromkeys(("spacings", "thicknesses", "axismins", "axismaxs"), Field(SPACING)),
     **dict.fromkeys(("kinds", "centers", "centerings"), Field(WORD)),
     **dict.fromkeys(("units", "labels"), Field(QUOTED)),
     "spaceunits": Field(QUOTED, None),
@@ -170,9 +172,14 @@ def check_field(path: str, name: str, value: str, field: Field, axes: int) -> No
     form = rf"{field.form}(?:[ \t]+{field.form}){{{max(0, count - 1)}}}"
     if field.power is None:
         form = rf"{field.form}(?:[ \t]+{field.form}){{0,{count - 1}}}"
-    if not count or not re.fullmatch(form, value):
+    is_far = field.form in PLACES and any(abs(x) > FARTHEST for x in numbers_in(value))
+    if is_far or not count or not re.fullmatch(form, value):
         shown = value if len(value) < 60 else f"{value[:60]}..."
         raise VolumeError(path, f"{DAMAGED}: its header says {name}: {shown!r}")
+
+
+def numbers_in(value: str) -> list[float]:
+    return [float(text) for text in re.findall(NUMBER, value)]
 
 
 def named_file(path: str, value: str) -> str:
