@@ -11,6 +11,7 @@ import os
 import re
 from typing import NamedTuple
 
+from common.program import printable
 from scans.slices import SIDES, Contradiction, DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -261,7 +262,7 @@ def picture_name(name: str, digest: str) -> str:
 
 def drawable(name: str) -> str:
     """What matplotlib can't draw, as it is escaped. (Formulas: pass parse_math=False, too.)"""
-    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+    return printable(name).encode("ascii", "backslashreplace").decode()
 
 
 def shortened(name: str, length: int = 26) -> str:
