@@ -212,8 +212,9 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
         depths = {int(bits): count for bits, count in known["depths"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):  # a damaged one
         return None
-    if type(checksum) is not int or not all(
-        bits in range(8, 17) and type(count) is int and count > 0 for bits, count in depths.items()
+    counts = [*depths.values()]
+    if {*map(type, [checksum, *counts])} != {int} or not (
+        depths.keys() <= {*range(8, 17)} and all(0 < count <= shape[0] for count in counts)
     ):
         return None
     try:
