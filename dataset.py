@@ -3,6 +3,7 @@
     python dataset.py AKOA_Analysis                          # what is in it, and a picture of it
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
     python dataset.py knees/ --write-split split.csv         # its folders train, val and test
+    python dataset.py knees/ --write-problems problems.csv   # all that can't be read, and why
     python dataset.py --clean-cache                          # remove what is of no use in cache/
 
     from dataset import list_labelled, load_dataset, split
@@ -15,7 +16,7 @@ grey levels, copies, problems and the split that train.py would make, and draws 
 few scans as the model will see them.
 
 Exit codes, as train.py's: 0 done, 2 unusable arguments or data (some files can't be read), 130
-interrupted. With --write-slices 1 if some can't be read: the others are written.
+interrupted. With --write-slices and --write-problems 1 if some can't be read.
 """
 
 import gc
@@ -36,13 +37,13 @@ import torch
 from torch import Tensor
 
 from common import signals
-from common.files import abridged_lines
+from common.csv_tables import write_csv
 from common.program import Parser, positive_int, print_lines, run_program, typed
 from scans import copies, splits
 from scans.cache import Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
 from scans.images import describe_depths
-from scans.labelled import check_classes_present, list_labelled
+from scans.labelled import check_classes_present, first_problems, list_labelled
 from scans.listing import list_slices
 from scans.series import SeveralSequences, describe_series
 from scans.slices import FAILURES, DataError, Kind, Listing, Options, Slice, by_scan
@@ -122,7 +123,7 @@ def load_dataset(
     if decoded.errors:
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
         count = f"{len(lines):,} files can't be read; mend or remove them:"
-        raise DataError(count, *abridged_lines(lines))
+        raise DataError(count, *first_problems(lines))
     return as_dataset(listing, decoded)
 
 
@@ -302,6 +303,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CSV",
         help="write the split that folders make, and stop",
     )
+    problems = "write a table path,error of all that can't be read, and stop"
+    add("--write-problems", type=Path, metavar="CSV", help=problems)
     add("--clean-cache", action="store_true", help="remove outdated files of --cache-dir, and stop")
     add_data_arguments(parser)
     args = parser.parse_args(argv)
@@ -320,6 +323,8 @@ def run(args: argparse.Namespace) -> int:
         return keep_slices(args)
     if args.write_split:
         return keep_split(args)
+    if args.write_problems:
+        return keep_problems(args)
     from scans import overview  # matplotlib, which a notebook may not need
 
     sheet = args.contact_sheet
@@ -340,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
     size = tuple(args.image_size)
     decoded = open_pixels(slices, size, args.cache_dir, args.workers)
     lines = [f"dataset.py: {slices[i].name}: {text}" for i, text in decoded.errors.items()]
-    print_lines(*abridged_lines(lines), to_error=True)
+    print_lines(*first_problems(lines), to_error=True)
     if len(decoded.errors) == len(slices):
         raise DataError(f"{args.data_dir}: none of the files can be read")
     whole = as_dataset(listing, decoded)
@@ -373,7 +378,7 @@ def keep_slices(args: argparse.Namespace) -> int:
     written = write_slices(listing, args.write_slices, args.workers)
     left_out = [p for p in listing.problems if p.kind not in (Kind.REMARK, Kind.NAMELESS)]
     lines = [f"dataset.py: {problem}" for problem in [*left_out, *written.problems]]
-    print_lines(*abridged_lines(lines), to_error=True)
+    print_lines(*first_problems(lines), to_error=True)
     for problem in listing.of_kind(Kind.REMARK, Kind.NAMELESS):
         first, *more = problem.lines
         print_lines(f"dataset.py: {first}", *more, to_error=True)
@@ -384,6 +389,17 @@ def keep_slices(args: argparse.Namespace) -> int:
         f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label"
     )
     return 1 if written.problems or listing.of_kind(*FAILURES) else 0
+
+
+def keep_problems(args: argparse.Namespace) -> int:
+    """--write-problems: a row for each file, folder or slice that can't be read."""
+    listing = list_slices(args.data_dir, args.classes, options_of(args))
+    decoded = open_pixels(listing.slices, tuple(args.image_size), args.cache_dir, args.workers)
+    rows = [{"path": p.path, "error": p.text} for p in listing.of_kind(*FAILURES)]
+    rows += [{"path": listing.slices[i].name, "error": x} for i, x in decoded.errors.items()]
+    write_csv(args.write_problems, rows, ["path", "error"])
+    print_lines(f"{args.write_problems}: {len(rows):,} can't be read")
+    return 1 if rows else 0
 
 
 def keep_split(args: argparse.Namespace) -> int:
