@@ -50,10 +50,10 @@ def draw_attention(
             answer = Answer.of(predictions.probabilities[i], classes)
             labels.append(f"{s.number}: {answer.share}")
             path = folder / file_name(s.name)
-            plots.draw_attention(f"{s.name}\n{answer}", image, attention[[0, -1]], path)
+            plots.draw_attention([s.name, f"{answer}"], image, attention[[0, -1]], path)
         answer = Answer.of(scan.probabilities, classes)
         name = f"{scan.name} {scan.label}".strip()
-        title, path = f"{scan.name}\n{answer}, {verdict}", folder / file_name(name, "scan_")
+        title, path = [scan.name, f"{answer}, {verdict}"], folder / file_name(name, "scan_")
         shown = f"number and {answer.column} of each slice"
         plots.draw_montage(title, labels, grey, maps[:, -1], path, shown)
 
