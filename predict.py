@@ -30,7 +30,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -52,9 +52,10 @@ from evaluation.answers import (
     Answers,
     check_finite,
     joined,
+    made_folder,
     open_tables,
     predict_in_chunks,
-    writable_folder,
+    try_folder,
 )
 from evaluation.predictions import shown_class
 from evaluation.trained import describe_kept, open_trained, options_of
@@ -106,14 +107,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     model = open_trained(args.checkpoint, choose_device(args.device))
-    with ExitStack() as outputs:
-        for folder in filter(
-            None, (args.output, args.attention, args.export and args.export.parent)
-        ):
-            outputs.enter_context(writable_folder(folder))
-        if args.export:
-            export(model, args)
-        return predict_paths(model, args) if args.paths else 0
+    for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
+        try_folder(folder)
+    if args.export:
+        export(model, args)
+    return predict_paths(model, args) if args.paths else 0
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -202,7 +200,9 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
         parts = [answers.predictions for answers in done]
         predictions = joined(parts, classes, model.calibration["temperature"])
         verdicts = [row["verdict"] for row in scans]
-        draw_attention(model, predictions, verdicts, args.attention, args.batch_size, args.workers)
+        more = args.batch_size, args.workers
+        with made_folder(args.attention):
+            draw_attention(model, predictions, verdicts, args.attention, *more)
     if lines.failure:
         raise lines.failure
     if args.audit and not any(row["expected"] for row in scans):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.csv_tables import whole_csv, write_csv
 from common.program import UserError, print_lines
+from common.signals import orderly
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns
 from perceiver import Perceiver
@@ -109,7 +110,35 @@ def check_finite(logits: Tensor, checkpoint: Path) -> None:
         )
 
 
-# ---- tables --------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
+
+
+def try_folder(folder: Path) -> None:
+    """Write a file in a folder, and leave the folder as it was.
+
+    Raises OSError, which names the folder, if that can't be done.
+    """
+    try:
+        with made_folder(folder), tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 2**16)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """A folder, made where it is missing; what was made goes again if it is empty at the end."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the inmost first
+    with orderly():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        finally:
+            for path in missing:
+                with suppress(OSError):  # it holds something
+                    path.rmdir()
 
 
 @contextmanager
@@ -127,24 +156,25 @@ def open_tables(folder: Path, classes: list[str]) -> Iterator[Callable[[Answers]
         + shares
         + "slices agreement expected verdict".split(),
     }
-    try:
-        with (
-            whole_csv(folder / "predictions.csv", columns["predictions"]) as add_slices,
-            whole_csv(folder / "scans.csv", columns["scans"]) as add_scans,
-        ):
+    with made_folder(folder):
+        try:
+            with (
+                whole_csv(folder / "predictions.csv", columns["predictions"]) as add_slices,
+                whole_csv(folder / "scans.csv", columns["scans"]) as add_scans,
+            ):
 
-            def add(answers: Answers) -> None:
-                add_slices(rows_of_slices(answers))
-                add_scans(answers.scans)
-                done.append(answers)
+                def add(answers: Answers) -> None:
+                    add_slices(rows_of_slices(answers))
+                    add_scans(answers.scans)
+                    done.append(answers)
 
-            add(Answers([], joined([], classes), [], {}, {}))  # a full disk is met before the work
-            yield add
-        for name in columns:  # of an earlier run
-            partial_table(folder, name).unlink(missing_ok=True)
-    except OSError:  # the unfinished tables are gone, so that there is room for a part of them
-        keep_partial(folder, columns, done)
-        raise
+                add(Answers([], joined([], classes), [], {}, {}))  # headers, before the work
+                yield add
+            for name in columns:  # of an earlier run
+                partial_table(folder, name).unlink(missing_ok=True)
+        except OSError:  # the unfinished tables are gone: there is room for a part of them
+            keep_partial(folder, columns, done)
+            raise
 
 
 def partial_table(folder: Path, name: str) -> Path:
@@ -180,26 +210,3 @@ def rows_of_slices(answers: Answers) -> Iterator[dict]:
             yield row | {"error": problems.pop(s.name).text}
     for problem in problems.values():
         yield {"path": problem.path, "scan": problem.path, "error": problem.text}
-
-
-@contextmanager
-def writable_folder(folder: Path) -> Iterator[None]:
-    """A folder, made where it is missing, in which a file can be written: that is tried.
-
-    What was made goes again if it is empty at the end. Raises OSError, which names the folder.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the inmost first
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"\0" * 2**16)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
-        yield
-    finally:
-        for path in missing:
-            with suppress(OSError):  # it holds something
-                path.rmdir()

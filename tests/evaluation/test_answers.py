@@ -102,10 +102,7 @@ def many(knees, tmp_path_factory) -> Path:
 
 
 def test_a_disk_that_fills_up_keeps_what_was_predicted(finished_run, many, tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    for name in ("predictions.csv", "scans.csv"):
-        (output / name).write_text("of an earlier run")
+    output = tmp_path / "new" / "out"
     limit = 140_000  # bytes of a file
 
     def small_files():
@@ -116,14 +113,12 @@ def test_a_disk_that_fills_up_keeps_what_was_predicted(finished_run, many, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{output / 'predictions.csv'}: File too large" in done.stderr
-    for name in ("predictions.csv", "scans.csv"):
-        assert (output / name).read_text() == "of an earlier run"
     kept = read_csv(output / "predictions.partial.csv")
     assert f"the first {len(kept):,} rows are in {output}/predictions.partial.csv" in done.stderr
     assert 500 < len(kept) < 2048 and all(row["p_right"] and not row["error"] for row in kept)
     scans = read_csv(output / "scans.partial.csv")
     assert len(scans) * 8 == len(kept) <= 8 * len(done.stdout.splitlines())
-    assert len(os.listdir(output)) == 4
+    assert len(os.listdir(output)) == 2
 
     assert predict.main([str(finished_run / "best.pt"), str(many), "-o", str(output)]) == 0
     assert sorted(os.listdir(output)) == ["predictions.csv", "scans.csv"]
@@ -142,18 +137,19 @@ def test_a_table_that_fails_at_its_end_loses_no_line(
     right = next(name for name in names if "RIGHT" in name).rsplit("_", 1)[0]
     for path in (tmp_path / "knees").glob(f"{right}*"):
         path.rename(str(path).replace("RIGHT", "LEFT_2"))
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in ("predictions.csv", "scans.csv"):
+        (output / name).write_text("of an earlier run")
     monkeypatch.setattr(os, "replace", fail)
-    arguments = [
-        str(finished_run / "best.pt"),
-        str(tmp_path / "knees"),
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    arguments = [str(finished_run / "best.pt"), str(tmp_path / "knees"), "-o", str(output)]
     assert predict.main([*arguments, *flags]) == 1
-    output, error = capsys.readouterr()
-    assert len(output.splitlines()) == (1 if flags else 16) and "mismatch" in output
+    printed, error = capsys.readouterr()
+    assert len(printed.splitlines()) == (1 if flags else 16) and "mismatch" in printed
     assert "No space left on device" in error
-    assert os.listdir(tmp_path) == ["knees"]
+    assert sorted(os.listdir(output)) == ["predictions.csv", "scans.csv"]
+    for path in output.iterdir():
+        assert path.read_text() == "of an earlier run"
 
 
 def test_ctrl_c_ends_soon_with_what_is_known_and_leaves_no_half_file(finished_run, many, tmp_path):
