@@ -50,7 +50,8 @@ from evaluation import plots, report  # noqa: E402, F401  imported once, and not
 from scans import overview  # noqa: E402, F401
 from scans.volumes import simpleitk  # noqa: E402
 
-HANG, HANG_OF_PROCESS = 12.0, 60.0  # seconds of a case, and then its process is killed
+HANG = 12.0  # seconds of a case; then its process is killed, unless others keep it from its work
+IDLE = 0.03  # share of a processor; a process that gets less waits for something
 SHOWN = 4  # reproductions of each finding
 
 
@@ -80,6 +81,7 @@ class Worker:
     pipe: int
     case: int = -1
     since: float = 0.0
+    used: float = 0.0  # seconds of processor time until then
     text: bytes = b""
 
 
@@ -101,11 +103,19 @@ class Hunt:
                 self.listen(key.data)
             for key in list(self.selector.get_map().values()):
                 worker = key.data
-                limit = HANG_OF_PROCESS if is_process(self.args, worker.case) else HANG
-                if worker.case >= 0 and time.monotonic() > worker.since + limit:
+                if worker.case >= 0 and self.hangs(worker):
                     self.lose(worker, "hang")
         self.summary.seconds = time.monotonic() - begun
         return self.summary
+
+    def hangs(self, worker: Worker) -> bool:
+        """Whether a case waits for ever or works for ever; on a busy machine it may take longer."""
+        if time.monotonic() < worker.since + HANG:
+            return False
+        used, taken = processor_seconds(worker.pid) - worker.used, time.monotonic() - worker.since
+        if is_process(self.args, worker.case):  # it uses none itself
+            return taken > 10 * HANG
+        return used > HANG / 2 or used < IDLE * taken or taken > 10 * HANG
 
     def start(self, number: int, first: int) -> None:
         if first >= self.last or time.monotonic() > self.end:
@@ -152,6 +162,7 @@ class Hunt:
         for line in map(json.loads, lines):
             if "begin" in line:
                 worker.case, worker.since = line["begin"], time.monotonic()
+                worker.used = processor_seconds(worker.pid)
                 continue
             self.summary.kinds[line["kind"]] += 1
             self.summary.codes[line["code"]] += 1
@@ -191,6 +202,12 @@ class Hunt:
         if finding not in self.summary.findings:
             print(f"{finding.kind}: {finding.what}\n    {command}", flush=True)
         self.summary.add(finding, command)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used since its start."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_process(args: argparse.Namespace, case: int) -> bool:
@@ -238,8 +255,9 @@ def show_case(args: argparse.Namespace, scratch: Path) -> int:
         if case.stdin:
             print(f"standard input: {len(case.stdin)} bytes, {case.stdin[:300]!r}")
         sys.stdout.flush()
-        limit = HANG_OF_PROCESS if args.as_process else HANG
-        faulthandler.dump_traceback_later(limit, exit=True, file=os.fdopen(os.dup(2), "w"))
+        faulthandler.dump_traceback_later(
+            5 * HANG if args.as_process else HANG, exit=True, file=os.fdopen(os.dup(2), "w")
+        )
         result, found = try_case(box, case, args.as_process)
         faulthandler.cancel_dump_traceback_later()
     parts = {"output": result.output, "errors": result.errors, "of a library": result.library}

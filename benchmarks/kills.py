@@ -32,6 +32,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/kills.py`
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the model is too small for more
 
 from common.program import Parser, positive_int  # noqa: E402
 from perceiver import Perceiver  # noqa: E402

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CASES = 2000
+CASES = 1500
 
 
 def start(*command: str | Path) -> subprocess.CompletedProcess:
