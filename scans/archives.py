@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
+from common.files import open_regular
 from scans.slices import NoSeries, VolumeError
 
 ARCHIVE_NAME = re.compile(r"[^.].*\.(tar|tar\.gz|tgz|zip)", re.I | re.S)
@@ -91,12 +92,12 @@ def unpack(path: str, folder: str, wanted: Collection[int] | None = None) -> Ite
     """
     if path.lower().endswith(".zip"):
         raise NoSeries(path, "a zip archive is not read; unpack it and name the folder")
-    if not os.path.isfile(path):  # to open a pipe would wait for ever
-        raise VolumeError(path, "no such file" if not os.path.exists(path) else "not a file")
     try:
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(path, "rb"))
+                file = stack.enter_context(open_regular(path))
+            except FileNotFoundError:
+                raise VolumeError(path, "no such file") from None
             except OSError as error:
                 text = f"an archive that can't be read: {error.strerror}"
                 raise VolumeError(path, text) from None

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from common.pictures import Box, fitted, height_for, make_page, put_image, put_text, save
+from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans import names
 from scans.images import ImageError, open_image
@@ -48,6 +49,7 @@ def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
     return lines
 
 
+@quiet_libraries()
 def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
     """How many files there are of each size and mode."""
 
