@@ -102,26 +102,26 @@ def whole_file(path: Path) -> Iterator[Path]:
     waits for the end, or for a `signals.check()` on the way.
     """
     temporary = temporary_name(path)
-    try:
-        with orderly():
-            yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+    with orderly():
         try:
-            os.fsync(folder)  # the new name, too
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno is None:  # a library's own complaint, such as of a format
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name, too
+            finally:
+                os.close(folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno is None:  # a library's own complaint, such as of a format
+                raise
+            # The user knows the file by the name that it was to get.
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
-        # The user knows the file by the name that it was to get.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -134,21 +134,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty; name a new or empty folder")
     temporary = temporary_name(path)
-    temporary.mkdir(parents=True)
-    try:
-        with orderly():
+    with orderly():
+        temporary.mkdir(parents=True)
+        try:
             yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        named = str(error.filename or temporary)
-        if error.errno and named.startswith(str(temporary)):  # such as a full disk
-            # The user knows the folder by the name that it was to get.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            os.replace(temporary, path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            named = str(error.filename or temporary)
+            if error.errno and named.startswith(str(temporary)):  # such as a full disk
+                # The user knows the folder by the name that it was to get.
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def write_json(path: Path, content: dict) -> None:

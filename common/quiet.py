@@ -49,24 +49,32 @@ def quiet_libraries() -> Iterator[None]:
 
 def hush() -> None:
     try:
-        if sys.stderr.fileno() != STANDARD_ERROR:
-            return
-    except (AttributeError, OSError, ValueError):  # closed, or none, as in a notebook or a test
+        state.descriptor = os.dup(STANDARD_ERROR)
+    except OSError:  # closed
         return
-    sys.stderr.flush()
-    state.descriptor, state.stream = os.dup(STANDARD_ERROR), sys.stderr
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    if writes_to_standard_error(sys.stderr):
+        sys.stderr.flush()
+        encoding, errors, state.stream = sys.stderr.encoding, sys.stderr.errors, sys.stderr
+        sys.stderr = open(state.descriptor, "w", 1, encoding, errors, closefd=False)  # noqa: SIM115
     os.dup2(nowhere, STANDARD_ERROR)
     os.close(nowhere)
-    encoding, errors = sys.stderr.encoding, sys.stderr.errors
-    sys.stderr = open(state.descriptor, "w", 1, encoding, errors, closefd=False)  # noqa: SIM115
+
+
+def writes_to_standard_error(stream: TextIO | None) -> bool:
+    """Not in a notebook, or a test that looks at what is printed."""
+    try:
+        return stream.fileno() == STANDARD_ERROR
+    except (AttributeError, OSError, ValueError):  # none, or no file, or closed
+        return False
 
 
 def speak() -> None:
-    if state.stream is None:
+    if state.descriptor == STANDARD_ERROR:
         return
-    sys.stderr.flush()
-    sys.stderr = state.stream
+    if state.stream is not None:
+        sys.stderr.flush()
+        sys.stderr = state.stream
     os.dup2(state.descriptor, STANDARD_ERROR)
     # A signal handler may write just now: it must find an open descriptor.
     copy, state.descriptor, state.stream = state.descriptor, STANDARD_ERROR, None

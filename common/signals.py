@@ -47,14 +47,15 @@ state = State()
 @contextmanager
 def listening(program: str) -> Iterator[None]:
     """Handle SIGINT and SIGTERM of a program of this name, and at the end as they were before."""
-    state.__init__(program)
+    global state
+    state = State(program)
     before = {number: signal.signal(number, receive) for number in NUMBERS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        state.__init__()
+        state = State()
 
 
 def receive(number: int, frame: object) -> None:

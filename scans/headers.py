@@ -39,6 +39,7 @@ VERSION = 1  # to be raised when reading gives other headers than before
 FIELDS = [field.name for field in fields(Volume)]
 ROOT = Path(__file__).resolve().parent.parent
 FILES_PER_PROCESS = 1000  # a process takes 0.5 s to start, and then 1 ms a file or less
+MAX_KEPT_BYTES = 64 << 20  # of a folder of 20,000 files, some 10 MB
 MAX_PROCESSES = 16
 
 
@@ -193,9 +194,12 @@ def read_kept(unit: Unit, options: Options) -> Volumes | None:
         return None
     try:
         with open_regular(kept_file(unit, options)) as file:
-            state, _, found = file.read().partition(b"\n")
+            content = file.read(MAX_KEPT_BYTES + 1)
     except OSError:
         return None
+    if len(content) > MAX_KEPT_BYTES:
+        return None
+    state, _, found = content.partition(b"\n")
     return decode(found, unit) if state.decode("latin-1") == state_of(unit, options.echo) else None
 
 

@@ -1,4 +1,4 @@
-"""common/files.py: what is no file is not opened; common/program.py: what is printed is a line."""
+"""What is no file is not opened, what is printed is one line, what is a table runs nothing."""
 
 import errno
 import os

