@@ -64,6 +64,7 @@ def hostile(tmp_path_factory) -> dict[str, Path]:
     (damaged / "left" / "gone\x1b[1m.png").symlink_to("/nowhere\x1b[1m")
     model = Perceiver(2, num_latents=4, latent_dim=8, depth=1, latent_heads=1)
     model.preprocessing |= {"classes": ["left", "right"], "image_size": [16, 16]}
+    model.calibration["unsure_below"] = 0.6
     torch.save(model.checkpoint(), base / "model.pt")
     return {"root": root, "damaged": damaged, "model": base / "model.pt"}
 

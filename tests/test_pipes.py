@@ -35,6 +35,7 @@ def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.pt"
     model = Perceiver(2, num_latents=4, latent_dim=8, depth=1, latent_heads=1)
     model.preprocessing |= {"classes": ["left", "right"], "image_size": [16, 16]}
+    model.calibration["unsure_below"] = 0.6
     torch.save(model.checkpoint(), path)
     return path
 
