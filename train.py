@@ -24,7 +24,6 @@ if __name__ == "__main__":  # while PyTorch is imported
     gc.disable()  # nothing of it is garbage; run_program goes on with that
 
 import argparse
-import inspect
 import math
 import os
 import sys
@@ -68,7 +67,8 @@ from scans.labelled import check_classes_present
 from scans.names import are_sides
 from scans.slices import DataError, by_scan
 from training import runfolder
-from training.arguments import DEMO_PATIENTS, parse_args
+from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
+from training.checks import check_arguments, check_image_size
 from training.epoch import (
     NonFiniteError,
     Progress,
@@ -79,9 +79,12 @@ from training.epoch import (
     validate,
 )
 from training.runfolder import Run
+from training.saved import plain, result_arguments
 
 
-def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[str, Dataset]:
+def read_subsets(
+    args: argparse.Namespace, classes: list[str] | None, device: torch.device
+) -> dict[str, Dataset]:
     """Find, decode, check and split all slices. Says what was found and how it was split.
 
     Raises:
@@ -102,6 +105,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     for problem in listing.problems:
         say(f"note: {problem}")
     check_classes_present(slices, classes)
+    check_image_size(args, len(slices), device)
     with first_process_first():  # the others open what it kept
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
         pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
@@ -133,15 +137,12 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
         "slices": args.slices,
         "series": args.series,
         "echo": args.echo,
+        "name_pattern": args.name_pattern,
+        "slices_per_scan": args.slices_per_scan,
         "mean": mean,
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }
     return model
-
-
-def model_arguments(args: argparse.Namespace) -> dict:
-    names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
-    return {name: getattr(args, name) for name in names}
 
 
 def choose_products(model: Perceiver, products: dict[str, str] | None) -> None:
@@ -173,26 +174,24 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     device = join_processes(choose_device(args.device))
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = runfolder.choose_folder(args)
-    # Before anything slow: are these arguments a model, and is that a checkpoint?
+    check_arguments(args, device)
     board = runfolder.TensorBoard(folder) if args.tensorboard and rank() == 0 else None
-    resumed = runfolder.read_resumed(folder) if args.resume else None
+    resumed = runfolder.read_resumed(folder, result_arguments(args)) if args.resume else None
     if resumed and args.epochs < (done := resumed.progress.epoch - 1):
         raise UserError(f"--epochs {args.epochs}: the run has done {done} already")
-    with torch.device("meta"):
-        Perceiver(**model_arguments(args))
 
     with first_process_first():
         if args.demo and not args.data_dir.exists():
             say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
             phantom.write_phantoms(args.data_dir, patients=DEMO_PATIENTS)
     subsets = read_subsets(
-        args, resumed.model.preprocessing["classes"] if resumed else args.classes
+        args, resumed.model.preprocessing["classes"] if resumed else args.classes, device
     )
     train = subsets["train"]
     args.classes = train.classes
-    data = {"slices": len(train.slices), "crc32": train.crc32}
+    data = runfolder.describe_data(subsets)
     if resumed:
-        say(runfolder.check_same_data(folder, data))
+        say(runfolder.check_same_data(folder, resumed.data, data))
 
     model = (resumed.model if resumed else new_model(args, train)).to(device)
     if device.type == "cpu":
@@ -203,7 +202,8 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         train = subsets["train"]
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
-    this = Run(folder, model, optimizer, resumed)
+    made_with = {"arguments": result_arguments(args), "data": data}
+    this = Run(folder, model, optimizer, made_with, resumed)
     if args.compile:
         for block in model.blocks:  # reading tokens is a few large kernels already
             block.latent_layers.compile()
@@ -224,7 +224,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         say(f"dry run: one step, loss {loss:.4f}; no run folder made")
         return 0
     if rank() == 0:
-        start_folder(this, args, data, subsets, cleanup)
+        start_folder(this, args, subsets, cleanup)
     if resumed:
         say(describe_resumed(this.progress, args, len(train)))
     with signals.asked(f"go on with: {runfolder.resume_command(folder)}"):
@@ -244,14 +244,13 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         board.add_pictures(folder, metrics["epoch"])
     say(*describe_test(metrics))
     say(f"run folder: {folder}")
-    say(f"next: {predict_command(folder / 'best.pt', subsets['test'])}")
+    say(f"next: {predict_command(folder / 'best.pt', subsets['test'], args)}")
     return 0
 
 
 def start_folder(
     run: Run,
     args: argparse.Namespace,
-    data: dict,
     subsets: dict[str, Dataset],
     cleanup: ExitStack,
 ) -> None:
@@ -259,7 +258,8 @@ def start_folder(
     run.folder.mkdir(parents=True, exist_ok=True)
     cleanup.enter_context(runfolder.locked(run.folder))
     runfolder.check_unused(run.folder, args)
-    runfolder.record_start(run.folder, vars(args), run.model, data)
+    arguments = {name: plain(value) for name, value in vars(args).items()}
+    runfolder.record_start(run.folder, arguments, run.model, run.made_with["data"])
     if not args.resume:
         scans = by_scan(subsets["train"].slices)
         splits.write_split(run.folder / "split.csv", scans, subset_of_scans(subsets))
@@ -288,15 +288,18 @@ def describe_epoch(row: dict, epochs: int, is_best: bool) -> str:
     )
 
 
-def predict_command(checkpoint: Path, tested: Dataset) -> str:
-    """What to type next: predict.py on a scan that was tested."""
+def predict_command(checkpoint: Path, tested: Dataset, args: argparse.Namespace) -> str:
+    """What to type next: predict.py on a scan that was tested, with what tells its label."""
     first = tested.samples[0]
     scan = {s.source for s in tested.samples if s.scan == first.scan}
     source, pattern = Path(first.source), typed(first.source)
     start = str(source.with_suffix("")).rstrip("0123456789")
     if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
         pattern = f"{typed(start)}*{source.suffix}"
-    return f"python predict.py {typed(checkpoint)} {pattern}"
+    program = typed(runfolder.program("predict.py"))
+    words = ["--labels", *args.labels] if args.labels else []
+    words += ["--label-column", args.label_column] if args.label_column else []
+    return " ".join(["python", program, typed(checkpoint), pattern, *map(typed, words)])
 
 
 # ---- program -------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
         (["--data-dir", "ONE-SIDED"], "no slice has the label right"),
         (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
-        (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and 0.125"),
+        (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and --test-fraction 0.125"),
         (["--data-dir", "KNEES", "--device", "tpu9"], "tpu9"),
         ([], "--data-dir"),
         (["--data-dir", "KNEES", "--epochs", "0"], "--epochs"),
@@ -230,7 +230,8 @@ def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
     command = [sys.executable, ROOT / "train.py", "--data-dir", "knees", *TINY]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("val loss") == 12 and "next: python predict.py" in done.stdout
+    assert done.stdout.count("val loss") == 12
+    assert f"next: python {ROOT / 'predict.py'} runs/" in done.stdout
     assert done.stderr == ""
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
