@@ -39,6 +39,7 @@ from common import signals
 from common.files import abridged_lines
 from common.program import (
     Parser,
+    counted,
     part,
     positive_int,
     print_lines,
@@ -223,8 +224,9 @@ def describe_counts(listing: Listing) -> str:
     """How many slices, scans and patients there are, and how the patients are known."""
     scans = {s.scan for s in listing.slices}
     patients = {s.patient for s in listing.slices}
+    counts = {"slice": len(listing.slices), "scan": len(scans), "patient": len(patients)}
     known = f" ({listing.patients})" if listing.patients else ""
-    return f"{len(listing.slices):,} slices, {len(scans)} scans, {len(patients)} patients{known}"
+    return ", ".join(counted(count, unit) for unit, count in counts.items()) + known
 
 
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
@@ -240,9 +242,11 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
     effects = {
-        "val": "the best epoch and the calibration are chosen without any",
+        "val": "the best epoch is chosen without any",
         "test": "figures that need one are left out",
     }
+    if len(dataset.classes) - len(subsets["val"].lacking) < 2:
+        effects["val"] += ", and predict.py will call every scan unsure"
     for name, effect in effects.items():
         for label in subsets[name].lacking:
             lines.append(

@@ -35,7 +35,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from common import signals
-from common.program import OutOfMemory, UserError, run_program, typed
+from common.program import OutOfMemory, UserError, counted, run_program, typed
 from common.workers import (
     agreed_signal,
     broadcast,
@@ -121,7 +121,8 @@ def read_subsets(
     subsets = split_as_told(dataset, args, pairs, resumed)
     say(*describe_subsets(dataset, subsets))
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
-        say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
+        found = counted(len(leaks), "patient")
+        say(f"warning: {found} in more than one subset (--split scan): the accuracy is too good")
     return subsets
 
 
@@ -271,7 +272,7 @@ def start_folder(
 
 def describe_resumed(progress: Progress, args: argparse.Namespace, count: int) -> str:
     if progress.epoch > args.epochs:
-        return f"all {args.epochs} epochs are done: testing again"
+        return f"{counted(args.epochs, 'epoch')} of {args.epochs} done: testing again"
     steps = math.ceil(count / args.batch_size)
     return (
         f"going on in epoch {progress.epoch} of {args.epochs}, after step {progress.step} of "
@@ -319,8 +320,8 @@ def run_and_explain(args: argparse.Namespace, cleanup: ExitStack) -> int:
         more = 2 * args.grad_accumulation
         parts = [math.ceil(args.batch_size / processes() / n) for n in (more // 2, more)]
         raise OutOfMemory(
-            f"out of GPU memory with {parts[0]} slices at a time; try --grad-accumulation {more}: "
-            f"the same batch, {parts[1]} at a time"
+            f"out of GPU memory with {counted(parts[0], 'slice')} at a time; try "
+            f"--grad-accumulation {more}: the same batch, {parts[1]} at a time"
         ) from error
     except RuntimeError as error:
         if type(error).__module__.startswith("torch._dynamo"):

@@ -86,6 +86,11 @@ def typed(word: str | os.PathLike) -> str:
     return "$'" + escaped.replace("'", "\\'") + "'"
 
 
+def counted(number: int, unit: str) -> str:
+    """1, scan -> 1 scan; 1200, slice -> 1,200 slices"""
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
+
+
 def print_lines(*lines: str, to_error: bool = False) -> None:
     """Print each as one line, at once, so that a program that is stopped has said what it knew."""
     stream = sys.stderr if to_error else sys.stdout

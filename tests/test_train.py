@@ -158,9 +158,9 @@ def test_scan_split_says_that_patients_straddle(knees, tmp_path, capsys):
         path.unlink()
     arguments = ["--data-dir", str(tmp_path / "knees"), *TINY, "--dry-run"]
     assert train.main(arguments) == 0
-    assert "straddle" not in capsys.readouterr().out
+    assert "in more than one subset" not in capsys.readouterr().out
     assert train.main([*arguments, "--split", "scan"]) == 0
-    assert "2 patients straddle subsets" in capsys.readouterr().out
+    assert "2 patients in more than one subset" in capsys.readouterr().out
 
 
 def test_all_unreadable_files_are_listed_before_training_and_nothing_is_written(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from common.files import check_regular, temporary_name
-from common.program import DISK_FAILURES, MissingPackage, UserError
+from common.program import DISK_FAILURES, MissingPackage, UserError, counted
 from common.signals import orderly
 from common.workers import processes
 from perceiver import Perceiver
@@ -55,8 +55,8 @@ def check_image_size(args: argparse.Namespace, slices: int, device: torch.device
     pixels, free = slices * tokens, max(memory_of(torch.device("cpu")), disk_of(args.cache_dir))
     if pixels > free:
         raise UserError(
-            f"{size}: the pixels of {slices:,} slices take {pixels / GB:,.0f} GB, and there are "
-            f"{free / GB:,.0f} GB in memory or for --cache-dir: try a smaller size"
+            f"{size}: the pixels of {counted(slices, 'slice')} take {pixels / GB:,.0f} GB, and "
+            f"there are {free / GB:,.0f} GB in memory or for --cache-dir: try a smaller size"
         )
     with torch.device("meta"):
         token = 4 * Perceiver(**model_arguments(args)).token_dim  # bytes
@@ -65,7 +65,7 @@ def check_image_size(args: argparse.Namespace, slices: int, device: torch.device
     needed, there = read * tokens * token, memory_of(device)
     if needed > there:
         raise UserError(
-            f"{size}: {tokens:,} tokens a slice, {batch} slices at a time, take "
+            f"{size}: {tokens:,} tokens a slice, {counted(batch, 'slice')} at a time, take "
             f"{needed / GB:,.0f} GB, and there are {there / GB:,.0f} GB: try a smaller size, or "
             "more --grad-accumulation"
         )

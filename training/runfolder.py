@@ -29,7 +29,7 @@ from PIL import Image
 
 from common.csv_tables import write_csv
 from common.files import read_json, whole_file, write_json
-from common.program import MissingPackage, UserError, typed
+from common.program import MissingPackage, UserError, counted, typed
 from common.workers import broadcast, processes, rank, wait_for_all
 from dataset import Dataset
 from evaluation.calibration import Calibration
@@ -204,8 +204,8 @@ def check_same_data(folder: Path, before: dict, now: dict) -> str:
     before = {**now, **before}  # old runs do not know all of it
     if now["slices"] != before["slices"]:
         raise UserError(
-            f"{now['slices']} slices; the run was started with {before['slices']}, and can't go on "
-            "with others"
+            f"{counted(now['slices'], 'slice')}; the run was started with {before['slices']}, and "
+            "can't go on with others"
         )
     if now["samples"] != before["samples"]:
         raise UserError(
