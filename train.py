@@ -82,9 +82,7 @@ from training.runfolder import Run
 from training.saved import plain, result_arguments
 
 
-def read_subsets(
-    args: argparse.Namespace, classes: list[str] | None, device: torch.device
-) -> dict[str, Dataset]:
+def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[str, Dataset]:
     """Find, decode, check and split all slices. Says what was found and how it was split.
 
     Raises:
@@ -105,7 +103,7 @@ def read_subsets(
     for problem in listing.problems:
         say(f"note: {problem}")
     check_classes_present(slices, classes)
-    check_image_size(args, len(slices), device)
+    check_image_size(args, len(slices))
     with first_process_first():  # the others open what it kept
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
         pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
@@ -175,7 +173,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     device = join_processes(choose_device(args.device))
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = runfolder.choose_folder(args)
-    check_arguments(args, device)
+    check_arguments(args)
     board = runfolder.TensorBoard(folder) if args.tensorboard and rank() == 0 else None
     resumed = runfolder.read_resumed(folder, result_arguments(args)) if args.resume else None
     if resumed and args.epochs < (done := resumed.progress.epoch - 1):
@@ -186,7 +184,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
             say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
             phantom.write_phantoms(args.data_dir, patients=DEMO_PATIENTS)
     subsets = read_subsets(
-        args, resumed.model.preprocessing["classes"] if resumed else args.classes, device
+        args, resumed.model.preprocessing["classes"] if resumed else args.classes
     )
     train = subsets["train"]
     args.classes = train.classes
@@ -324,10 +322,20 @@ def run_and_explain(args: argparse.Namespace, cleanup: ExitStack) -> int:
             f"--grad-accumulation {more}: the same batch, {parts[1]} at a time"
         ) from error
     except RuntimeError as error:
-        if type(error).__module__.startswith("torch._dynamo"):
-            reason = str(error).strip().splitlines()[0]
+        if args.compile and (reason := why_not_compiled(error)):
             raise UserError(f"--compile: {reason}; leave it out") from error
         raise
+
+
+def why_not_compiled(error: RuntimeError) -> str:
+    """What PyTorch's compiler lacks on this machine; "" for what is wrong in the code itself."""
+    from torch._dynamo.exc import BackendCompilerFailed  # slow to import, and long done here
+    from torch._inductor.exc import GPUTooOldForTriton, TritonMissing
+
+    if not isinstance(error, BackendCompilerFailed | GPUTooOldForTriton | TritonMissing):
+        return ""
+    inner = getattr(error, "inner_exception", error)
+    return " ".join([f"{type(inner).__name__}:", *str(inner).strip().splitlines()[:1]])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What is checked before anything slow: folders, tables, packages, memory.
 
-check_arguments(args, device)               # before anything is read
-check_image_size(args, slices, device)      # before anything is decoded
+check_arguments(args)               # before anything is read
+check_image_size(args, slices)      # before anything is decoded
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from common.files import check_regular, temporary_name
 from common.program import DISK_FAILURES, MissingPackage, UserError, counted
 from common.signals import orderly
-from common.workers import processes
+from common.workers import choose_device, processes
 from perceiver import Perceiver
 from training.arguments import model_arguments
 from training.epoch import at_a_time
@@ -24,7 +24,7 @@ GB = 1e9
 OF_A_PARAMETER = 16  # bytes: itself, its gradient, and Adam's two means
 
 
-def check_arguments(args: argparse.Namespace, device: torch.device) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Raise UserError, or OSError with a file's name, for what can't come to a good end.
 
     Raises ConfigError if the arguments are no model.
@@ -32,7 +32,7 @@ def check_arguments(args: argparse.Namespace, device: torch.device) -> None:
     with torch.device("meta"):  # shapes alone
         model = Perceiver(**model_arguments(args))
     needed = OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
-    there = memory_of(device)
+    there = memory_of(choose_device(args.device))
     if needed > there:
         raise UserError(
             f"a model of {needed / OF_A_PARAMETER / 1e6:,.0f} M parameters takes "
@@ -48,7 +48,7 @@ def check_arguments(args: argparse.Namespace, device: torch.device) -> None:
         check_matplotlib()
 
 
-def check_image_size(args: argparse.Namespace, slices: int, device: torch.device) -> None:
+def check_image_size(args: argparse.Namespace, slices: int) -> None:
     """Raise UserError if so many slices of this size, or a batch of their tokens, have no room."""
     height, width = args.image_size
     size, tokens = f"--image-size {height} {width}", height * width
@@ -62,7 +62,7 @@ def check_image_size(args: argparse.Namespace, slices: int, device: torch.device
         token = 4 * Perceiver(**model_arguments(args)).token_dim  # bytes
     batch = min(slices, math.ceil(at_a_time(args) / processes()))
     read = max(1, int(batch * args.token_fraction))
-    needed, there = read * tokens * token, memory_of(device)
+    needed, there = read * tokens * token, memory_of(choose_device(args.device))
     if needed > there:
         raise UserError(
             f"{size}: {tokens:,} tokens a slice, {counted(batch, 'slice')} at a time, take "
