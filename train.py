@@ -214,7 +214,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     say(f"Perceiver: {parameters:.2f} M parameters, {tokens:,} tokens a slice, on {where}")
 
     def epoch() -> None:
-        save = partial(this.save, "last.pt")
+        save = None if args.dry_run else partial(this.save, "last.pt")
         train_one_epoch(trained, train, optimizer, this.progress, args, save, weights)
 
     if args.dry_run:
@@ -226,10 +226,13 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         start_folder(this, args, subsets, cleanup)
     if resumed:
         say(describe_resumed(this.progress, args, len(train)))
-    with signals.asked(f"go on with: {runfolder.resume_command(folder)}"):
-        while this.progress.epoch <= args.epochs:
+    hint = f"go on with: {runfolder.resume_command(folder)}"
+    while this.progress.epoch <= args.epochs:
+        with signals.asked(hint):
             epoch()
-            row = validate(model, subsets["val"], len(train), this.progress, args)
+        signals.check()  # what came while it saved
+        row = validate(model, subsets["val"], len(train), this.progress, args)
+        with signals.asked(hint):
             is_best = this.end_epoch(row)
             if board:
                 board.add_epoch(row)

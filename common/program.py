@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from common.signals import Interrupted
+from common.signals import Interrupted, hint
 
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -137,7 +137,7 @@ def run_program(
         else:
             code, lines = 2, [describe_os_error(error)]
     except Interrupted as error:
-        code, lines = 128 + error.args[0], ["interrupted"]
+        code, lines = 128 + error.args[0], ["; ".join(filter(None, ["interrupted", hint()]))]
     except KeyboardInterrupt:
         code, lines = 130, ["interrupted"]
     if speaks() or code == 1:  # what is wrong with arguments or data is wrong for all processes

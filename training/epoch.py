@@ -84,10 +84,13 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     args: argparse.Namespace,
-    save: Callable[[], None],
+    save: Callable[[], None] | None,
     class_weights: Tensor | None = None,
 ) -> None:
     """Train on each sample once, from step `progress.step` on, and keep `progress` up to date.
+
+    Saves at the end, so that validation, which may take long, can be stopped at once; after a
+    signal; and after every `save_every_steps`.
 
     Raises:
         Stopped: after a signal, with the step done and saved.
@@ -152,8 +155,8 @@ def train_one_epoch(
                 raise non_finite_gradient(dataset, batches[failed], failed, progress, args)
             progress.loss_sum, progress.correct = reduce(sums.clone()).tolist()
             progress.seconds = time.perf_counter() - started
-        if stop or (saves and progress.step < len(batches)):
-            save()
+            if save:
+                save()
         if stop:
             raise Stopped(stop)
     bar.close()
