@@ -54,7 +54,7 @@ from scans.images import describe_depths
 from scans.labelled import check_classes_present, list_labelled
 from scans.listing import list_slices
 from scans.series import SeveralSequences, describe_series
-from scans.slices import FAILURES, DataError, Listing, Options, Slice, by_scan
+from scans.slices import FAILURES, DataError, Kind, Listing, Options, Slice, by_scan
 from scans.volumes import PLANES
 from scans.writing import write_slices
 
@@ -404,7 +404,10 @@ def keep_slices(args: argparse.Namespace) -> int:
     """--write-slices: all that can be listed, labelled or not."""
     listing = list_slices(args.data_dir, args.classes, options_of(args))
     written = write_slices(listing, args.write_slices, args.workers)
-    for problem in [*listing.problems, *written.problems]:
+    left_out = [p for p in listing.problems if p.kind not in (Kind.REMARK, Kind.NAMELESS)]
+    lines = [f"dataset.py: {problem}" for problem in [*left_out, *written.problems]]
+    print_lines(*abridged_lines(lines), to_error=True)
+    for problem in listing.of_kind(Kind.REMARK, Kind.NAMELESS):
         first, *more = problem.lines
         print_lines(f"dataset.py: {first}", *more, to_error=True)
     if written.depths:

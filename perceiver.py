@@ -16,8 +16,8 @@ arXiv:2103.03206 (section 3 and appendix D); GEGLU: Shazeer 2020, arXiv:2002.052
 
 import inspect
 import math
+import os
 import reprlib
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -39,10 +39,8 @@ def fourier_positions(
     """Fourier features of every position of a grid (Perceiver paper, section 3.2 and appendix D).
 
     Each axis runs from -1 to 1. With frequencies f_1 .. f_K linear from 1 to `max_freq / 2`, a
-    coordinate x gives sin(f_k pi x), cos(f_k pi x) for each k, and x itself.
-
-    Returns a float32 tensor (tokens, len(axes) * (2 * num_freq_bands + 1)), tokens in the order of
-    a flattened grid.
+    coordinate x gives sin(f_k pi x), cos(f_k pi x) for each k, and x itself. Returns float32
+    (tokens, len(axes) * (2 * num_freq_bands + 1)), tokens in the order of a flattened grid.
     """
     coordinates = [torch.linspace(-1.0, 1.0, size, device=device) for size in axes]
     grid = torch.stack(torch.meshgrid(*coordinates, indexing="ij"), dim=-1)  # (*axes, len(axes))
@@ -59,8 +57,8 @@ def known_of_positions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What tokens take of their positions, which depends on the shape alone and is computed once.
 
-    Features (tokens, width) less their mean, where they stand in a token; that mean; and the sum of
-    their squares, so centred, (tokens, 1) each. No bands: no features.
+    Features (tokens, width) less their mean, as they stand in a token; that mean and the sum of
+    squares of what is left, (tokens, 1) each.
     """
     features = torch.zeros(math.prod(axes), 0, device=device)
     if num_freq_bands:
@@ -74,9 +72,9 @@ def known_of_positions(
 class FeedForward(nn.Module):
     """Pre-norm feed-forward block with a hidden layer four times as wide; adds its own residual."""
 
-    def __init__(self, dim: int, activation: str, dropout: float, multiplier: int = 4):
+    def __init__(self, dim: int, activation: str, dropout: float):
         super().__init__()
-        hidden = dim * multiplier
+        hidden = 4 * dim
         self.norm = nn.LayerNorm(dim)
         self.gated = activation == "geglu"  # gated by GELU (arXiv:2002.05202, equation 6)
         self.expand = Linear(dim, 2 * hidden if self.gated else hidden)
@@ -109,9 +107,8 @@ class CrossAttention(nn.Module):
         score  = q . k = (Q x) . (K [1, t]) = (K^T Q x) . [1, t]
         result = O sum_m p_m v_m = O sum_m p_m V [1, t_m] = O V (sum_m p_m [1, t_m])
 
-    and the latents can attend over the tokens themselves as keys and values: the small matrices
-    K^T Q and O V are all that projects. It is the same function. No keys and values are built, and
-    none need a gradient. It pays while tokens are not wider than a head.
+    and the latents can attend over the tokens themselves: the same function, in which no keys and
+    values are built, and none need a gradient. It pays while tokens are not wider than a head.
     """
 
     onednn = False  # whose matrix products read the tokens: see `Perceiver.choose_products`
@@ -144,8 +141,7 @@ class CrossAttention(nn.Module):
     def query(self, x: Tensor, width: int) -> Tensor:
         """K^T Q x / sqrt(dim_head), whose products with the tokens are the scores.
 
-        x (batch, latents, latent_dim) -> (batch, heads * latents, width); in the first iteration
-        the batch is 1.
+        x (batch or 1, latents, latent_dim) -> (batch or 1, heads * latents, width).
         """
         k = rearrange(self.fold(self.to_k, width), "(h d) w -> h w d", h=self.heads)
         q = rearrange(self.to_q.weight * self.dim_head**-0.5, "(h d) i -> h d i", h=self.heads)
@@ -244,7 +240,7 @@ class Perceiver(nn.Module):
         checkpoint_latents: bool = False,  # compute latent layers again in backward: less memory
     ):
         # What a checkpoint needs to build this model again: every argument, by name.
-        config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        config = {name: value for name, value in locals().items() if name in ARGUMENTS}
         for name, value in config.items():
             if getattr(value, "ndim", None) == 0:  # a number of NumPy's is no plain value
                 config[name] = value.item()
@@ -284,9 +280,7 @@ class Perceiver(nn.Module):
         x = self.latents[None]  # (1, latents, latent_dim) until the first read makes it a batch
         for iteration in range(self.config["depth"]):
             x = self.block(iteration)(x, tokens)
-        if return_embeddings:
-            return x
-        return self.head(self.norm(x.mean(dim=1)))
+        return x if return_embeddings else self.head(self.norm(x.mean(dim=1)))
 
     def choose_products(self, products: dict[str, str] | None = None) -> None:
         """Take the float32 matrix products that are faster on this CPU, or those of a resumed run.
@@ -307,9 +301,8 @@ class Perceiver(nn.Module):
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """(batch, channels, *axes) -> tokens (batch, tokens, width), standardised, as read.
 
-        A token is 1, then its channels and position features, with mean 0 and variance 1 (the part
-        of LayerNorm that all iterations share), then what is read with weight 0, up to a width that
-        matrix products like.
+        A token is 1, then its channels and position features, with mean 0 and variance 1 (what of
+        LayerNorm all iterations share), then what is read with weight 0, up to a width of 16 n.
         """
         channels, axes = self.config["input_channels"], self.config["input_axis"]
         if images.ndim != axes + 2 or images.shape[1] != channels or 0 in images.shape[2:]:
@@ -381,22 +374,27 @@ class Perceiver(nn.Module):
         """Rebuild a trained model, in evaluation mode, from `best.pt` or `last.pt` of a run.
 
         `model.preprocessing` then holds what its inputs need: classes, image_size (height, width),
-        and mean and std of the pixels on a scale from 0 to 1. `model.calibration` holds the
-        temperature of its probabilities. Raises FileNotFoundError, or CheckpointError for a file
-        that is not a whole checkpoint of a Perceiver.
+        and mean and std of the pixels on a scale from 0 to 1; `model.calibration` the temperature
+        of its probabilities. Raises as `read_checkpoint`, also for what is of no Perceiver.
         """
         checkpoint = read_checkpoint(path)
+        config, weights = checkpoint["config"], checkpoint["model"]
         calibration = checkpoint.get("calibration", {"temperature": 1.0})  # old ones have none
         try:
-            check_config(checkpoint["config"])
-            check_preprocessing(checkpoint["preprocessing"], checkpoint["config"]["num_classes"])
+            check_config(config)
             check_calibration(calibration)
+            layers = config["self_per_cross_attn"]
+            layers *= 1 if config["weight_tie_layers"] else config["depth"]
+            if not isinstance(weights, dict) or len(weights) < 10 * layers:
+                raise CheckpointError(f"model has fewer arrays than {layers} layers")
             with torch.device("meta"):  # shapes alone: no file makes it ask for all memory
-                check_weights(checkpoint["model"], cls(**checkpoint["config"]).state_dict())
+                claimed = cls(**config)
+            check_preprocessing(checkpoint["preprocessing"], claimed)
+            check_weights(weights, claimed.state_dict(), os.path.getsize(path))
         except (ConfigError, CheckpointError) as error:
             raise CheckpointError(f"{path}: not a checkpoint of this Perceiver: {error}") from error
-        model = cls(**checkpoint["config"])
-        model.load_state_dict(checkpoint["model"])
+        model = cls(**config)
+        model.load_state_dict(weights)
         model.preprocessing, model.calibration = checkpoint["preprocessing"], calibration
         return model.to(device).eval()
 
@@ -435,31 +433,29 @@ class CheckpointError(ValueError):
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint without running anything in it (tensors and plain values only).
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated, is no checkpoint, or holds more than plain values.
+    Raises OSError if it can't be opened, CheckpointError if it is truncated or no checkpoint.
     """
-    if not Path(path).is_file():
-        hint = ", but a folder; name its best.pt" if Path(path).is_dir() else ""
-        raise FileNotFoundError(f"{path}: no such checkpoint file{hint}")
-    with warnings.catch_warnings():
+    if not os.path.isfile(path):  # before it is opened: a pipe waits, a device may not end
+        raise FileNotFoundError(f"{path}: no such checkpoint file; name best.pt of a run's folder")
+    with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pickle protocol of files that are refused anyway
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a foreign file can make the unpickler raise anything
             raise CheckpointError(
                 f"{path}: not a readable checkpoint: truncated, another file, or one with code in "
                 "it (none was run)"
             ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: not a checkpoint: holds a {type(checkpoint).__name__}")
     for name in ("config", "model", "preprocessing"):
-        if name not in checkpoint:
+        if not isinstance(checkpoint, dict) or name not in checkpoint:
             raise CheckpointError(f"{path}: not a checkpoint of this Perceiver: no {name} in it")
     return checkpoint
 
 
 ARGUMENTS = inspect.signature(Perceiver).parameters
+# Far above any model, which would take years: sizes, axes, layers, numbers in a sample's tokens.
+MOST_SIZE, MOST_AXES, MOST_LAYERS, MOST = 2**16, 16, 1000, 2**30
+GELUS = ("geglu", "gelu")
 
 
 def check_config(config: object) -> None:
@@ -475,47 +471,51 @@ def check_config(config: object) -> None:
         if kind is bool:
             possible, wanted = isinstance(value, bool), "True or False"
         elif kind is int:
-            possible, wanted = is_size(value), "a whole number of at least 1"
+            most = MOST_AXES if name == "input_axis" else MOST_SIZE
+            possible, wanted = is_size(value, most), f"a whole number of at least 1, at most {most}"
         elif kind is str:
-            possible = isinstance(value, str) and value in ("geglu", "gelu")
-            wanted = "'geglu' or 'gelu'"
+            possible, wanted = type(value) is str and value in GELUS, "'geglu' or 'gelu'"
         elif name == "max_freq":
             possible, wanted = is_number(value) and value > 0, "a positive number"
         else:
             possible, wanted = is_number(value) and 0 <= value < 1, "at least 0 and below 1"
         if not possible:
             raise ConfigError(f"{name} must be {wanted}, got {shown(value)}")
+    if config["depth"] * config["self_per_cross_attn"] > MOST_LAYERS:
+        raise ConfigError(f"depth times self_per_cross_attn must be at most {MOST_LAYERS}")
     if config["input_channels"] == 1 and not config["fourier_encode_data"]:
-        raise ConfigError(
-            "fourier_encode_data=False takes 2 input_channels or more, got 1: LayerNorm turns a "
-            "token of one feature into 0"
-        )
+        text = "takes 2 input_channels or more, got 1: LayerNorm turns one feature into 0"
+        raise ConfigError(f"fourier_encode_data=False {text}")
 
 
-def check_preprocessing(preprocessing: object, num_classes: int) -> None:
-    """Raise CheckpointError unless pixels can be normalised by it, and resized if it has a size."""
+def check_preprocessing(preprocessing: object, model: Perceiver) -> None:
+    """Raise CheckpointError unless pixels can be normalised by it. Size and classes may lack."""
     if not isinstance(preprocessing, dict):
         raise CheckpointError(f"preprocessing is {shown(preprocessing)}")
-    mean, std = preprocessing.get("mean"), preprocessing.get("std")
-    size, classes = preprocessing.get("image_size", [1, 1]), preprocessing.get("classes")
-    if not (is_number(mean) and is_number(std) and std > 0):
+    mean, std, classes = map(preprocessing.get, ("mean", "std", "classes"))
+    size, count = preprocessing.get("image_size", [1, 1]), model.config["num_classes"]
+    if not (is_number(mean, -1e6, 1e6) and is_number(std, 1e-6, 1e6)):
         raise CheckpointError(f"preprocessing with mean {shown(mean)} and std {shown(std)}")
-    if not (isinstance(size, list | tuple) and len(size) >= 2 and all(map(is_size, size))):
+    sizes = isinstance(size, list | tuple) and 2 <= len(size) <= MOST_AXES
+    if not (sizes and all(map(is_size, size)) and math.prod(size) <= MOST // model.token_dim):
         raise CheckpointError(f"preprocessing with image_size {shown(size)}")
     names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if classes is not None and not (names and len(classes) == num_classes):
-        raise CheckpointError(f"preprocessing with classes {shown(classes)}, not {num_classes}")
+    different = {name.strip().lower() for name in classes} - {""} if names else ()
+    if classes is not None and not (names and len(different) == len(classes) == count):
+        raise CheckpointError(f"classes are {shown(classes)}, expected {count} different names")
 
 
 def check_calibration(calibration: object) -> None:
-    """Raise CheckpointError unless logits can be divided by its temperature."""
-    temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
-    if not (is_number(temperature) and temperature > 0):
-        raise CheckpointError(f"calibration {shown(calibration)} has no positive temperature")
+    """Raise CheckpointError unless probabilities, and what is unsure, can follow from it."""
+    known = calibration if isinstance(calibration, dict) else {}
+    if not is_number(known.get("temperature"), 1e-6, 1e6):
+        raise CheckpointError(f"calibration {shown(calibration)} has no temperature above 0")
+    if not is_number(known.get("unsure_below", 0), 0, 1):
+        raise CheckpointError(f"calibration {shown(calibration)}: unsure_below is no probability")
 
 
-def check_weights(weights: object, expected: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless `load_state_dict` can put them in the place of the expected."""
+def check_weights(weights: object, expected: dict[str, Tensor], size: int) -> None:
+    """Raise CheckpointError unless `load_state_dict` can take them, of a file of so many bytes."""
     check_names("model", weights, expected, CheckpointError)
     for name, tensor in weights.items():
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
@@ -524,6 +524,9 @@ def check_weights(weights: object, expected: dict[str, Tensor]) -> None:
         if tensor.shape != expected[name].shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
             raise CheckpointError(f"{name} has the shape {shapes}")
+        size -= tensor.nbytes  # a number that is repeated takes none there, and memory when loaded
+        if size < 0:
+            raise CheckpointError(f"{name} is larger than what the file holds")
         if not tensor.to(expected[name].dtype).isfinite().all():
             raise CheckpointError(f"{name} is not finite")
 
@@ -539,20 +542,20 @@ def check_names(what: str, content: object, expected: Collection[str], error: ty
             raise error(f"{what} has {shown(name)}, which this Perceiver has not")
 
 
-def is_size(value: object) -> bool:
-    """A whole number of at least 1. True is an int, but no size."""
-    return type(value) is int and value >= 1
+def is_size(value: object, most: int = MOST_SIZE) -> bool:
+    """A whole number from 1 on. True is an int, but no size."""
+    return type(value) is int and 1 <= value <= most
 
 
-def is_number(value: object) -> bool:
-    """A plain number that is finite in float32."""
-    return type(value) in (int, float) and abs(value) < 2.0**127  # false for nan
+def is_number(value: object, low: float = -(2.0**127), high: float = 2.0**127) -> bool:
+    """A plain number from low to high, by default one that is finite in float32."""
+    return type(value) in (int, float) and low <= value <= high  # false for nan
 
 
 def shown(value: object) -> str:
     """A value of any type and length for a message of one line."""
     try:
-        return textwrap.shorten(reprlib.repr(value), 100)
+        return " ".join(reprlib.repr(value).split())[:100]
     except ValueError:  # Python writes no integer of more than 4300 digits
         return type(value).__name__
 
@@ -624,13 +627,11 @@ class Linear(nn.Linear):
 def faster_products(rows: int, dim: int) -> dict[str, str]:
     """Whose matrix products are faster here, "BLAS" or "oneDNN", for `layers` and for `reading`.
 
-    GFLOP/s of MKL (PyTorch's BLAS) and oneDNN: AMD EPYC 177 and 333, another 190 and 213, Intel
-    Xeon 318 and 304. A step of 76 x 86 took 1 to 7 % less by oneDNN on the second EPYC (228 x 260:
-    22 %), 10 to 20 % less by MKL on the Xeon. Both are timed in turns, in 0.02 to 0.2 s, forward
-    and backward; the faster is taken.
+    A step of 76 x 86 took 1 to 7 % less by oneDNN on an AMD EPYC (228 x 260: 22 %), 10 to 20 % less
+    by MKL (PyTorch's BLAS) on an Intel Xeon. Both are timed in turns, in 0.02 to 0.2 s.
     """
     if not torch.backends.mkldnn.is_available():
-        return {"layers": "BLAS", "reading": "BLAS"}
+        return dict.fromkeys(("layers", "reading"), "BLAS")
     x, weight = (torch.zeros(min(4 * dim, 512), dim, requires_grad=True) for _ in range(2))
     query = torch.zeros(1, rows, 32, requires_grad=True)
     tokens = torch.zeros(1, max(ReadTokens.BLOCK, ReadTokens.SCORES // rows), 32)
@@ -652,11 +653,10 @@ def faster_products(rows: int, dim: int) -> dict[str, str]:
 class ReadTokens(torch.autograd.Function):
     """`read_tokens` for a CPU, block by block, so that scores stay in the processor's cache.
 
-    FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4) without what is not
-    needed here: tokens get no gradient, which leaves three matrix products of five in backward.
-    The leading 1 of every token does the rest for free: a constant in front of a query shifts all
-    its scores, and the first column of what is read is the sum of the weights. Scores are in
-    powers of two, because exp2 can be four times as fast as exp (which MKL slows down on AMD).
+    FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4) whose tokens get no
+    gradient: three matrix products of five are left in backward. By the leading 1 of every token a
+    constant in front of a query shifts all its scores, and the first column of what is read is the
+    sum of the weights. Scores are powers of two: exp2 can be four times as fast as exp (MKL, AMD).
     """
 
     BLOCK, SCORES = 2048, 2**19  # tokens a block at least; scores at a time: 2 MiB in float32

@@ -5,13 +5,16 @@
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
 
-Prints a line for each scan: the mean of its slices' calibrated probabilities, the label that its
-name, folder or header gives, and a verdict: `ok`, `mismatch`, `unsure` (too close to call) or
-`unknown` (nothing to compare with). --output is a folder for predictions.csv (a row for each slice)
-and scans.csv. A file that can't be read gets a row with the error, and the others go on.
+Prints a line for each scan as soon as it is predicted: the mean of its slices' calibrated
+probabilities, the label that its name, folder or header gives, and a verdict: `ok`, `mismatch`,
+`unsure` (too close to call) or `unknown` (nothing to compare with). --output is a folder for
+predictions.csv (a row for each slice) and scans.csv, which have their names when they are whole. A
+file that can't be read gets a row with the error, and the others go on. Names are read as those
+that the checkpoint was trained on, unless flags say otherwise.
 
-Exit codes: 0 all predicted, 1 some files could not be, 2 unusable arguments or checkpoint, or
---audit had nothing to compare, 3 --audit found a mismatch, 130 interrupted.
+Exit codes: 0 all predicted, 1 some files could not be, or a full disk, 2 unusable arguments or
+checkpoint, no path that is there, or --audit had nothing to compare, 3 --audit found a mismatch,
+130 interrupted.
 """
 
 import gc
@@ -23,18 +26,17 @@ if __name__ == "__main__":  # while PyTorch is imported
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from common import signals
-from common.csv_tables import write_csv
+from common.files import abridged
 from common.program import (
     OutOfMemory,
     Parser,
@@ -45,19 +47,27 @@ from common.program import (
     run_program,
 )
 from common.workers import choose_device
-from dataset import Dataset, add_naming_arguments, list_slices
-from dataset import options_of as dataset_options
-from evaluation.predictions import Predictions, judge, predict, probability_columns, shown_class
+from dataset import add_naming_arguments, list_slices
+from evaluation.answers import (
+    Answers,
+    check_finite,
+    joined,
+    made_folder,
+    open_tables,
+    predict_in_chunks,
+    try_folder,
+)
+from evaluation.predictions import shown_class
+from evaluation.trained import describe_kept, open_trained, options_of
 from perceiver import CheckpointError, Perceiver
-from scans.cache import decode_slices
 from scans.images import describe_depths
-from scans.labelled import describe_contradictions, describe_patients
+from scans.labelled import describe_contradictions
 from scans.series import check_one_sequence
-from scans.slices import FAILURES, Kind, Listing, Options, Problem, Slice
+from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
-CHUNK = 2048  # slices decoded at a time, in whole scans: memory stays the same for any number
 VERDICTS = ("ok", "mismatch", "unsure", "unknown")
 COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
+MOST_PROBLEMS = 5  # lines of what can't be read; predictions.csv has them all
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -94,66 +104,112 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class Answers(NamedTuple):
-    """What a model says of a listing."""
-
-    predictions: Predictions  # of the slices that can be read; their pixels are not kept
-    problems: dict[str, Problem]  # name of a slice or of what else can't be read -> why
-    depths: Counter  # bits that 16-bit images hold -> so many scans
-
-
-def predict_listing(model: Perceiver, listing: Listing, args: argparse.Namespace) -> Answers:
-    """Decode and predict all slices, a chunk at a time."""
-    size = tuple(model.preprocessing["image_size"])
-    readable, logits, problems, depths = [], [], {}, Counter()
-    with tqdm(total=len(listing.slices), unit="slice", leave=False, disable=None) as bar:
-        for slices in chunks_of_scans(listing.slices):
-            decoded = decode_slices(slices, size, args.workers, progress=False)
-            pixels, errors = decoded.pixels, decoded.errors
-            depths.update(decoded.depths)
-            for i, text in errors.items():
-                problem = Problem(slices[i].source, Kind.UNREADABLE, text)
-                problems[slices[i].name] = problem
-            whole = torch.tensor([i for i in range(len(slices)) if i not in errors]).long()
-            dataset = Dataset(slices, torch.from_numpy(pixels), whole, listing.classes)
-            logits.append(predict(model, dataset, args.batch_size, bar=bar).logits)
-            readable += dataset.samples
-    for problem in listing.of_kind(*FAILURES):
-        problems[problem.path] = problem
-    nothing = torch.empty(0, 1, *size, dtype=torch.uint8)
-    dataset = Dataset(readable, nothing, torch.arange(len(readable)), listing.classes)
-    logits = torch.cat([torch.empty(0, len(listing.classes)), *logits])
-    predictions = Predictions(dataset, logits, model.calibration["temperature"])
-    return Answers(predictions, problems, depths)
+def run(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    model = open_trained(args.checkpoint, choose_device(args.device))
+    for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
+        try_folder(folder)
+    if args.export:
+        export(model, args)
+    return predict_paths(model, args) if args.paths else 0
 
 
-def chunks_of_scans(slices: list[Slice]) -> Iterator[list[Slice]]:
-    """At most CHUNK slices at a time, but whole scans: one that is longer comes alone.
+def check_arguments(args: argparse.Namespace) -> None:
+    """Before anything slow: is there something to read, and nothing in the way of what is written?
 
-    The slices of a scan share the scale of their grey levels: decode_slices must see all of them.
+    Raises UserError.
     """
-    scans: dict[str, list[Slice]] = {}  # in the order in which they are met
-    for s in slices:
-        scans.setdefault(s.scan, []).append(s)
-    chunk: list[Slice] = []
-    for scan in scans.values():
-        if chunk and len(chunk) + len(scan) > CHUNK:
-            yield chunk
-            chunk = []
-        chunk = chunk + scan
-    if chunk:
-        yield chunk
+    for name in ("output", "attention"):
+        folder = getattr(args, name)
+        if folder and folder.exists() and not folder.is_dir():
+            raise UserError(f"--{name} {folder}: is a file; name a folder")
+    tables = ("predictions.csv", "scans.csv") if args.output else ()
+    for path in filter(None, (args.export, *(args.output / name for name in tables))):
+        if path.is_dir():
+            raise UserError(f"{path}: a folder is in the way of the file to be written")
+    if args.export and args.export.suffix != ".onnx":
+        raise UserError(f"--export {args.export}: expected a name that ends in .onnx")
+    if args.export and not args.export.parent.is_dir():
+        raise UserError(f"--export {args.export}: no such folder: {args.export.parent}")
+    if args.paths and not any(path == "-" or os.path.exists(path) for path in args.paths):
+        raise UserError(f"{abridged(args.paths)}: no such file or folder")
+    for path in map(Path, args.paths):
+        if (path / "args.json").is_file() and (path / "last.pt").is_file():
+            raise UserError(
+                f"{path}: the folder of a run, whose pictures are of no knee; name data"
+            )
 
 
-def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
-    """By the flags; volumes are read and sliced as those that it was trained on."""
-    of_training = {
-        key: model.preprocessing.get(key)
-        for key in ("plane", "slices", "series", "echo")
-        if getattr(args, key, None) is None
-    }
-    options = dataset_options(args)
-    return replace(options, **{key: value for key, value in of_training.items() if value})
+def export(model: Perceiver, args: argparse.Namespace) -> None:
+    from evaluation.export import export_onnx  # its packages are optional
+
+    darkest_and_brightest = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    images = darkest_and_brightest.expand(2, 1, *model.preprocessing["image_size"])
+    check_finite(model.predict_logits(images), args.checkpoint)
+    export_onnx(model, args.export)
+    print_lines(f"exported to {args.export}", to_error=True)
+
+
+def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
+    """Print and write what the model says of all paths. Returns the exit code."""
+    classes = model.preprocessing["classes"]
+    options = options_of(model, args)
+    if line := describe_kept(model, args):
+        print_lines(f"note: {line}", to_error=True)
+    if "unsure_below" not in model.calibration:
+        text = "is not calibrated, as best.pt of a run that has ended is: it may be too sure"
+        print_lines(f"note: {args.checkpoint} {text}", to_error=True)
+    listing = list_slices(args.paths, classes, options)
+    if not options.series:
+        check_one_sequence(listing.slices)
+    if not (listing.slices or listing.of_kind(*FAILURES)):
+        raise UserError("no path was given: standard input or the manifest is empty")
+
+    done: list[Answers] = []
+    scans: list[dict] = []
+    lines = ScanLines(listing.slices, classes, args)
+    tables = open_tables(args.output, classes) if args.output else nullcontext(None)
+    with signals.orderly(), tables as add_to_tables:
+        try:
+            for answers in predict_in_chunks(
+                model, listing, args.checkpoint, args.batch_size, args.workers
+            ):
+                done.append(answers)
+                scans += answers.scans
+                if not args.audit:
+                    lines.print(answers.scans)
+                if add_to_tables:
+                    add_to_tables(answers)
+        finally:  # also after an error, or a Ctrl-C: what is known is said
+            if args.audit:
+                lines.print(worst_first(scans, classes))
+
+    problems = list(dict.fromkeys(p for answers in done for p in answers.problems.values()))
+    print_lines(*describe_remarks(listing, done), to_error=True)
+    print_lines(*describe_problems(problems, args.output), to_error=True)
+    counts = Counter(row["verdict"] for row in scans)
+    if args.audit and not args.json:
+        text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+        unreadable = f"; {len(problems)} unreadable" if problems else ""
+        lines.print_text(
+            f"{len(scans)} {'scan' if len(scans) == 1 else 'scans'}: {text}{unreadable}"
+        )
+    if args.attention:
+        from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
+
+        parts = [answers.predictions for answers in done]
+        predictions = joined(parts, classes, model.calibration["temperature"])
+        verdicts = [row["verdict"] for row in scans]
+        more = args.batch_size, args.workers
+        with made_folder(args.attention):
+            draw_attention(model, predictions, verdicts, args.attention, *more)
+    if lines.failure:
+        raise lines.failure
+    if args.audit and not any(row["expected"] for row in scans):
+        raise UserError(f"--audit: nothing could be compared, as {why_nothing_compared(scans)}")
+    if args.audit and counts["mismatch"]:
+        return 3
+    return 1 if problems else 0
 
 
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
@@ -167,123 +223,77 @@ def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
     return sorted(mismatches, key=confidence, reverse=True) + sorted(unsure, key=confidence)
 
 
-# ---- files and lines -----------------------------------------------------------------------------
+# ---- lines ---------------------------------------------------------------------------------------
 
 
-def write_tables(folder: Path, listing: Listing, answers: Answers, scans: list[dict]) -> None:
-    """Write predictions.csv, with a row for each slice and each problem, and scans.csv."""
-    classes, predictions = listing.classes, answers.predictions
-    columns = ["path", "scan", "label", *(f"p_{name}" for name in classes), "error"]
-    names = [s.name for s in predictions.samples]
-    predicted = dict(zip(names, predictions.probabilities, strict=True))
-    rows = []
-    for s in listing.slices:
-        row = {"path": s.name, "scan": s.scan}
-        if s.name in predicted:
-            p = predicted[s.name]
-            row |= {"label": classes[p.argmax()], **probability_columns(p, classes)}
-        else:
-            row["error"] = answers.problems[s.name].text
-        rows.append(row)
-    for problem in listing.of_kind(*FAILURES):
-        rows.append({"path": problem.path, "scan": problem.path, "error": problem.text})
-    write_csv(folder / "predictions.csv", rows, columns)
-    columns = ["scan", "patient", "label", *(f"p_{name}" for name in classes)]
-    columns += ["slices", "agreement", "expected", "verdict"]
-    write_csv(folder / "scans.csv", scans, columns)
+class ScanLines:
+    """Prints a line for each scan.
 
+    Where standard output fails (a full disk, `| head`), tables and pictures are still to be ended:
+    `failure` is for later if there are some, else it is raised.
+    """
 
-def print_scans(rows: list[dict], classes: list[str], as_json: bool) -> None:
-    names = [printable(row["scan"]) for row in rows]
-    width = max(map(len, names), default=0)
-    label_width = max(5, *map(len, classes))
-    for row, name in zip(rows, names, strict=True):
-        if as_json:
-            print(json.dumps(row))
-            continue
+    def __init__(self, slices: list[Slice], classes: list[str], args: argparse.Namespace):
+        self.classes, self.as_json = classes, args.json
+        self.width = max((len(printable(s.scan)) for s in slices), default=0)
+        self.goes_on = bool(args.output or args.attention)
+        self.failure: OSError | None = None
+
+    def print(self, rows: Iterable[dict]) -> None:
+        for row in rows:
+            self.print_text(json.dumps(row, allow_nan=False) if self.as_json else self.line(row))
+
+    def print_text(self, line: str) -> None:
+        try:
+            if not self.failure:
+                print(line, flush=True)
+        except OSError as error:
+            if not self.goes_on:
+                raise
+            self.failure = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def line(self, row: dict) -> str:
         verdict = row["verdict"]
         if sys.stdout.isatty() and verdict in COLOURS:
             verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
         expected = f", expected {printable(row['expected'])}" if row["expected"] else ""
         slices = f"{row['slices']} slices" if row["slices"] > 1 else "1 slice"
-        shown = f"p_{shown_class(row['label'], classes)}"
-        print(
-            f"{name:<{width}}  {printable(row['label']):<{label_width}}  "
+        shown = f"p_{shown_class(row['label'], self.classes)}"
+        return (
+            f"{printable(row['scan']):<{self.width}}  "
+            f"{printable(row['label']):<{max(5, *map(len, self.classes))}}  "
             f"{printable(shown)} {row[shown]:.3f}  "
             f"{slices} ({row['agreement']:.0%} agree)  {verdict}{expected}"
         )
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Before anything slow: can what was asked for be written?"""
-    for name in ("output", "attention"):
-        folder = getattr(args, name)
-        if folder and folder.exists() and not folder.is_dir():
-            raise UserError(f"--{name} {folder}: is a file; name a folder")
-    if args.export and args.export.suffix != ".onnx":
-        raise UserError(f"--export {args.export}: expected a name that ends in .onnx")
-
-
-def run(args: argparse.Namespace) -> int:
-    check_outputs(args)
-    model = Perceiver.from_checkpoint(args.checkpoint, choose_device(args.device))
-    for name in ("image_size", "classes"):
-        if name not in model.preprocessing:
-            raise UserError(f"{args.checkpoint}: does not say the {name} that it was trained on")
-    if args.export:
-        from evaluation.export import export_onnx  # its packages are optional
-
-        export_onnx(model, args.export)
-        print_lines(f"exported to {args.export}", to_error=True)
-    if not args.paths:
-        return 0
-    classes = model.preprocessing["classes"]
-    options = options_of(model, args)
-    listing = list_slices(args.paths, classes, options)
-    if not options.series:
-        check_one_sequence(listing.slices)
-    if not (listing.slices or listing.of_kind(*FAILURES)):
-        raise UserError("no path was given: standard input or the manifest is empty")
-    answers = predict_listing(model, listing, args)
-
-    unsure_below = model.calibration.get("unsure_below", 1 / len(classes))
-    rows = [judge(scan, classes, unsure_below) for scan in answers.predictions.scans]
-    for folder in filter(None, (args.output, args.attention)):
-        folder.mkdir(parents=True, exist_ok=True)
-    if args.output:
-        write_tables(args.output, listing, answers, rows)
-    print_scans(worst_first(rows, classes) if args.audit else rows, classes, args.json)
-    labelled = [s for s in listing.slices if s.label]
-    for problem in listing.of_kind(Kind.REMARK, Kind.NAMELESS):
-        first, *more = problem.lines
-        print_lines(f"note: {first}", *more, to_error=True)
-    for line in [
+def describe_remarks(listing: Listing, done: list[Answers]) -> list[str]:
+    """What was left out or guessed of what was found. Patients make no difference here."""
+    depths = sum((Counter(answers.depths) for answers in done), Counter())
+    lines = [
+        *map(str, listing.of_kind(Kind.REMARK)),
         *describe_contradictions(listing.of_kind(Kind.CONTRADICTION)),
-        *describe_patients(labelled, listing),
-        *([describe_depths(answers.depths)] if answers.depths else []),
-    ]:
-        print_lines(f"note: {line}", to_error=True)
-    for problem in dict.fromkeys(answers.problems.values()):
-        print_lines(f"predict.py: {problem}", to_error=True)
-    counts, failed = Counter(row["verdict"] for row in rows), len(answers.problems)
-    if args.audit and not args.json:
-        text = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-        print_lines(f"{len(rows)} scans: {text}" + (f"; {failed} unreadable" if failed else ""))
-    if args.attention:
-        from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
+        *([describe_depths(depths)] if depths else []),
+    ]
+    return [f"note: {line}" for line in lines]
 
-        verdicts = [row["verdict"] for row in rows]
-        draw_attention(
-            model, answers.predictions, verdicts, args.attention, args.batch_size, args.workers
-        )
-    if args.audit and rows and not labelled:
-        raise UserError(
-            "--audit: nothing could be compared, as nothing tells a label: no name, folder or "
-            "header; --name-pattern, --labels or a manifest can"
-        )
-    if args.audit and counts["mismatch"]:
-        return 3
-    return 1 if failed else 0
+
+def describe_problems(problems: list[Problem], output: Path | None) -> list[str]:
+    lines = [f"predict.py: {problem}" for problem in problems]
+    if (more := len(lines) - MOST_PROBLEMS) > 0:
+        where = f"{output / 'predictions.csv'} names" if output else "with --output a table names"
+        lines[MOST_PROBLEMS:] = [f"predict.py: {more:,} more can't be read; {where} all of them"]
+    return lines
+
+
+def why_nothing_compared(scans: list[dict]) -> str:
+    if not scans:
+        return "nothing can be read"
+    return (
+        "nothing tells a label of what can be read: no name, folder or header; --name-pattern, "
+        "--labels or a manifest can"
+    )
 
 
 def run_and_explain(args: argparse.Namespace) -> int:

@@ -60,6 +60,7 @@ from dataset import (
 from evaluation.calibration import calibrate
 from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
+from evaluation.trained import kept_of
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
 from scans.images import describe_depths
@@ -132,12 +133,7 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
     model.preprocessing = {
         "classes": train.classes,
         "image_size": list(args.image_size),
-        "plane": args.plane,
-        "slices": args.slices,
-        "series": args.series,
-        "echo": args.echo,
-        "name_pattern": args.name_pattern,
-        "slices_per_scan": args.slices_per_scan,
+        **kept_of(args),
         "mean": mean,
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }

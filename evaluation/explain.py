@@ -17,7 +17,8 @@ from evaluation import plots
 from evaluation.predictions import Answer, Predictions
 from perceiver import CrossAttention, Perceiver, ReadTokens, autocast, evaluating
 from scans.cache import decode_slices
-from scans.names import picture_name
+from scans.names import natural_order, picture_name
+from scans.slices import Slice
 
 
 def draw_attention(
@@ -30,13 +31,15 @@ def draw_attention(
 ) -> None:
     """Draw each slice with the attention of the first and last iteration, and a montage a scan.
 
-    verdicts: one for each of predictions.scans. The slices are decoded again, scan by scan.
+    verdicts: one for each of predictions.scans. The slices are decoded again, scan by scan, in the
+    order of the scan: paths come in any, such as a shell's 0, 1, 10, 11, ..., 2.
     """
     classes, size = predictions.classes, tuple(model.preprocessing["image_size"])
     device = model.latents.device
     scans = zip(predictions.scans, verdicts, strict=True)
     for scan, verdict in tqdm(scans, "drawing", len(verdicts), leave=False, disable=None):
-        slices = [predictions.samples[i] for i in scan.members]
+        members = sorted(scan.members, key=lambda i: place_in_scan(predictions.samples[i]))
+        slices = [predictions.samples[i] for i in members]
         pixels = decode_slices(slices, size, workers, progress=False).pixels
         dataset = Dataset(slices, torch.from_numpy(pixels), torch.arange(len(slices)), classes)
         maps = torch.cat(
@@ -46,16 +49,21 @@ def draw_attention(
             ]
         ).numpy(force=True)  # (slices, depth, height, width)
         grey, labels = pixels[:, 0], []
-        for i, s, image, attention in zip(scan.members, slices, grey, maps, strict=True):
+        for i, s, image, attention in zip(members, slices, grey, maps, strict=True):
             answer = Answer.of(predictions.probabilities[i], classes)
             labels.append(f"{s.number}: {answer.share}")
             path = folder / file_name(s.name)
-            plots.draw_attention(f"{s.name}\n{answer}", image, attention[[0, -1]], path)
+            plots.draw_attention([s.name, f"{answer}"], image, attention[[0, -1]], path)
         answer = Answer.of(scan.probabilities, classes)
         name = f"{scan.name} {scan.label}".strip()
-        title, path = f"{scan.name}\n{answer}, {verdict}", folder / file_name(name, "scan_")
+        title, path = [scan.name, f"{answer}, {verdict}"], folder / file_name(name, "scan_")
         shown = f"number and {answer.column} of each slice"
         plots.draw_montage(title, labels, grey, maps[:, -1], path, shown)
+
+
+def place_in_scan(s: Slice) -> tuple[int, list]:
+    """Sort key of the slices of a scan; by name where a scan has a number twice."""
+    return s.number, natural_order(s.name)
 
 
 @torch.no_grad()

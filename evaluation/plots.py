@@ -1,6 +1,6 @@
 """Pictures of a run while it trains, of its test, and of what the attention reads."""
 
-import textwrap
+import math
 from pathlib import Path
 
 import matplotlib
@@ -10,23 +10,49 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from common.files import whole_file
+from common.pictures import (
+    Box,
+    fitted,
+    height_for,
+    make_page,
+    put_image,
+    put_text,
+    save,
+    text_height,
+    text_width,
+)
 from evaluation.metrics import Outcomes, confidence_bins
 from evaluation.predictions import Example
-from scans.names import drawable, shortened
 
 COLOURS = TRAIN_COLOUR, VAL_COLOUR = "#1f6fb2", "#d1495b"
+MOST_DOTS = 40  # epochs; of more the lines are drawn without dots
+MOST_NUMBERS = 20  # classes whose confusion matrix has room for numbers, and ROC for colours
+MOST_NAMES = 160  # names beside a matrix
+LOWEST = 10  # classes that the ROC of more classes names
+NAME_WIDTH = 1.9  # inches: of a class's name beside a matrix or in a legend
+GAP = 0.06  # inches between pictures
 
 
 def make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels side by side, each of this size in inches."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+    panels = figure.subfigures(1, count, squeeze=False)[0]
+    return figure, [panel.subplots() for panel in panels]
 
 
-def save(figure: Figure, path: Path, **more) -> None:
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, **more)
+def put_legend_below(axes: Axes, size: float) -> None:
+    """Below the panel, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = axes.figure.legend(handles, labels, loc="outside lower center", fontsize=size)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def counted(number: int, unit: str) -> str:
+    return f"{number:,} {unit}" + ("s" if number != 1 else "")
+
+
+# ---- training ------------------------------------------------------------------------------------
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
@@ -34,86 +60,125 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
     rows: those of metrics.csv, with numbers for values.
     """
-    figure, panels = make_panels(2, 5, 4)
+    figure, panels = make_panels(2, 5, 4.3)
     epochs = [row["epoch"] for row in rows]
     best = min(rows, key=lambda row: row["val_loss"])
+    dots = "o-" if len(rows) <= MOST_DOTS else "-"
     for axes, quantity in zip(panels, ("loss", "accuracy"), strict=True):
-        for subset, name, colour in [
-            ("train", "training", TRAIN_COLOUR),
-            ("val", "validation", VAL_COLOUR),
+        drawn = []
+        for subset, name, colour, width in [
+            ("train", "training", TRAIN_COLOUR, 2.5),  # seen behind the other, where they are equal
+            ("val", "validation", VAL_COLOUR, 1.2),
         ]:
             values = [row[f"{subset}_{quantity}"] for row in rows]
-            axes.plot(epochs, values, "o-", color=colour, label=name, markersize=3)
+            size = width + 3
+            axes.plot(epochs, values, dots, color=colour, label=name, lw=width, markersize=size)
+            drawn += values
         axes.axvline(best["epoch"], color="0.6", linestyle=":", label="kept (lowest val loss)")
         axes.set(xlabel="epoch", title=quantity.capitalize())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # The frame cuts no dot, and an axis of one epoch has a tick at it and at no part of it.
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + max(0.5, 0.02 * len(epochs)))
+        whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        axes.xaxis.set_major_locator(whole)
+        low, high = (0, max(drawn) or 1) if quantity == "loss" else (min(0.98, *drawn), 1)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel="cross-entropy", ylim=(0, None))
+    panels[0].set(ylabel="cross-entropy")
     panels[1].set(ylabel="slices that are right")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[1].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save(figure, path)
+
+
+# ---- the test ------------------------------------------------------------------------------------
 
 
 def draw_confusion_matrix(scored: dict[str, dict], classes: list[str], path: Path) -> None:
     """One matrix for each unit: scored is {"slice": metrics.score(...), "scan": ...}.
 
-    Rows are true labels, columns predicted ones; colour is the share of the row.
+    Rows are true labels, columns predicted ones; colour is the share of the row. More than
+    MOST_NUMBERS classes have colours only, as numbers would be too small to read.
     """
-    size = 4.2 + 0.5 * (len(classes) - 2)  # inches, with names that are short
-    names = [shortened(name) for name in classes]
-    longest = max(map(len, names)) * 6 / 72  # inches: a letter of size 10 is about 6 points wide
-    slanted = longest > 0.75 * size / len(classes)  # wider than a cell
+    count = len(classes)
+    size = 4.2 + 0.5 * (min(count, MOST_NUMBERS) - 2)  # inches, with names that are short
+    step = -(-count // MOST_NAMES)
+    shown = range(0, count, step)
+    font = min(10, 0.75 * size * 72 / len(shown))
+    names = [fitted(classes[c], NAME_WIDTH, font) for c in shown]
+    longest = max(text_width(name, font) for name in names)
+    slanted = longest > 0.75 * size / count  # wider than a cell
     width, height = (size + longest, size + 0.65 * longest) if slanted else (size, size)
-    text = {"ha": "center", "va": "center", "fontsize": max(9, 13 - 0.75 * (len(classes) - 2))}
+    text = {"ha": "center", "va": "center", "fontsize": max(9, 13 - 0.75 * (count - 2))}
     figure, panels = make_panels(len(scored), width, height)
     for axes, (unit, figures) in zip(panels, scored.items(), strict=True):
-        matrix = figures["confusion_matrix"]
-        shares = [[n / max(1, sum(row)) for n in row] for row in matrix]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for i, row in enumerate(matrix):
-            for j, count in enumerate(row):
-                colour = "white" if shares[i][j] > 0.5 else "black"
-                cell = f"{count:,}\n{shares[i][j]:.1%}" if sum(row) else "0"
-                axes.text(j, i, cell, color=colour, **text)
-        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-        axes.set_xticks(range(len(names)), names, parse_math=False, **turned)
+        matrix = np.asarray(figures["confusion_matrix"])
+        shares = matrix / matrix.sum(axis=1, keepdims=True).clip(1)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (i, j), n in np.ndenumerate(matrix) if count <= MOST_NUMBERS else ():
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            cell = f"{n:,}\n{shares[i, j]:.1%}" if matrix[i].any() else "0"
+            axes.text(j, i, cell, color=colour, **text)
+        if count > MOST_NUMBERS:
+            bar = figure.colorbar(image, ax=axes, shrink=0.5, format=PercentFormatter(1.0))
+            bar.set_label("share of the true label")
+        angle = 40 if count <= MOST_NUMBERS else 90  # many names would touch each other
+        turned = {"rotation": angle, "ha": "right", "va": "center", "rotation_mode": "anchor"}
+        turned = turned if slanted else {}
+        axes.set_xticks(shown, names, parse_math=False, fontsize=font, **turned)
         turned = {} if slanted else {"rotation": 90, "va": "center"}
-        axes.set_yticks(range(len(names)), names, parse_math=False, **turned)
-        interval = "one patient: no interval"
-        if bounds := figures["interval_95"]:
-            interval = "95 % interval over patients: {:.1%} to {:.1%}".format(*bounds)
-        right = f"{figures['accuracy']:.2%} of {figures['count']:,} {unit}s"
-        axes.set(xlabel="predicted label", ylabel="true label")
-        axes.set_title(f"{right}\n{interval}", fontsize=10)
-    # Tight, or long names would be cut off.
-    save(figure, path, bbox_inches="tight" if len(classes) > 2 else None)
+        axes.set_yticks(shown, names, parse_math=False, fontsize=font, **turned)
+        named = f" (one in {step} is named)" if step > 1 else ""
+        axes.set(xlabel=f"predicted label{named}", ylabel=f"true label{named}")
+        axes.set_title(f"{accuracy_text(figures, unit)}\n{interval_text(figures)}", fontsize=10)
+    save(figure, path)
+
+
+def accuracy_text(figures: dict, unit: str) -> str:
+    number = counted(figures["count"], unit)
+    if figures["accuracy"] is None:
+        return f"{number}: no accuracy"
+    return f"{figures['accuracy']:.2%} of {number} right"
+
+
+def interval_text(figures: dict) -> str:
+    if bounds := figures["interval_95"]:
+        return "95 % interval over patients: {:.1%} to {:.1%}".format(*bounds)
+    return "no interval: it takes several patients"
 
 
 def draw_calibration(outcomes: dict[str, Outcomes], scored: dict[str, dict], path: Path) -> None:
     """How often predictions of each confidence are right, before and after calibration.
 
+    Those before are rings around the dots of those after, so that equal ones are both seen.
     outcomes: {"slice": Outcomes, "scan": Outcomes}; scored: their metrics.score.
     """
-    figure, panels = make_panels(len(outcomes), 4.6, 5)
+    figure, panels = make_panels(len(outcomes), 4.6, 5.4)
+    ring = {"facecolors": "none", "edgecolors": VAL_COLOUR, "linewidths": 1.3}
+    dot = {"facecolors": TRAIN_COLOUR, "edgecolors": "none", "alpha": 0.8}
     for axes, (unit, found) in zip(panels, outcomes.items(), strict=True):
         least = 1 / found.probabilities.shape[1]
         axes.plot([least, 1], [least, 1], color="0.6", linestyle=":", label="perfect")
-        for name, p, colour, key in [
-            ("before", found.before, VAL_COLOUR, "expected_calibration_error_before"),
-            ("after", found.probabilities, TRAIN_COLOUR, "expected_calibration_error"),
+        for name, p, key, style, wider in [
+            ("before (rings)", found.before, "expected_calibration_error_before", ring, 4),
+            ("after (dots)", found.probabilities, "expected_calibration_error", dot, 0),
         ]:
             confidence, right = p.max(axis=1), p.argmax(axis=1) == found.labels
             bins = confidence_bins(p)
             filled = np.unique(bins)
             x = [confidence[bins == b].mean() for b in filled]
             y = [right[bins == b].mean() for b in filled]
-            sizes = [10 + 200 * (bins == b).mean() for b in filled]
-            label = f"{name} (error {scored[unit][key]['value']:.2%})"
-            axes.scatter(x, y, sizes, color=colour, label=label, alpha=0.8)
-        axes.set(xlabel="confidence", ylabel=f"{unit}s that are right", ylim=(-0.03, 1.03))
-        axes.set_title(f"{len(found.labels):,} {unit}s; larger dots hold more of them", fontsize=10)
-        axes.legend(loc="lower right")
+            shares = np.array([(bins == b).mean() for b in filled])
+            diameters = np.sqrt(10 + 190 * shares) + wider  # points
+            axes.scatter(x, y, diameters**2, **style)
+            error = (scored[unit][key] or {}).get("value")
+            label = f"{name}: " + ("error unknown" if error is None else f"error {error:.2%}")
+            axes.scatter([], [], (6 + wider) ** 2, label=label, **style)
+        room = 0.06 * (1 - least)  # for the largest ring
+        axes.set(xlabel="confidence", ylabel=f"{unit}s that are right")
+        axes.set(xlim=(least - room, 1 + room), ylim=(-0.06, 1.06))
+        title = f"{counted(len(found.labels), unit)}; larger marks hold more of them"
+        axes.set_title(title, fontsize=10)
+        put_legend_below(axes, 9)
         axes.grid(alpha=0.3)
     save(figure, path)
 
@@ -124,38 +189,65 @@ def draw_roc(
     """Receiver operating characteristic. As `draw_calibration`.
 
     Of two classes the second is the positive one, and each unit has a line. Of more each is drawn
-    against the rest, in a panel for each unit.
+    against the rest, in a panel for each unit. A class that is not in the test has no curve.
     """
-    title = "ROC (95 % intervals over patients)"
     if len(classes) == 2:
-        figure, (axes,) = make_panels(1, 5, 5)
-        for (unit, found), colour in zip(outcomes.items(), COLOURS, strict=False):
-            label = f"{unit}s, {area_text(scored[unit]['roc_auc'])}"
-            draw_roc_line(axes, found.probabilities[:, 1], found.labels == 1, colour, label)
-        first, second = (shortened(name) for name in classes)
+        areas = [scored[unit]["roc_auc"] for unit in outcomes]
+        figure, (axes,) = make_panels(1, 5, 5.6)
+        first, second = (fitted(name, NAME_WIDTH, 10) for name in classes)
+        for (unit, found), area, colour, width in zip(
+            outcomes.items(), areas, COLOURS, (3.5, 1.5), strict=False
+        ):
+            absent = second if (found.labels == 0).all() else first
+            text = area_text(area, f"no curve, as the test has no {absent}")
+            positive = found.labels == 1
+            line = {"color": colour, "linewidth": width, "label": f"{unit}s: {text}"}
+            draw_roc_line(axes, found.probabilities[:, 1], positive, **line)
         axes.set_xlabel(f"{first} taken for {second}", parse_math=False)
         axes.set_ylabel(f"{second} recognised", parse_math=False)
-        axes.set_title(title)
-        finish_roc(axes, loc="lower right")
+        axes.set_title(roc_title(areas))
+        finish_roc(axes, size=9)
     else:
-        figure, panels = make_panels(len(outcomes), 5, 5.7 + 0.17 * len(classes))
-        figure.suptitle(title)
-        colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "turbo"]
+        areas = [scored[unit]["by_class"][name]["roc_auc"] for unit in outcomes for name in classes]
+        lines = len(classes) if len(classes) <= MOST_NUMBERS else LOWEST + 2  # of the legend
+        height = 5.8 + 0.165 * lines
+        figure, panels = make_panels(len(outcomes), 5, height)
+        figure.suptitle(roc_title(areas))
         for axes, (unit, found) in zip(panels, outcomes.items(), strict=True):
-            for c, name in enumerate(classes):
-                area = scored[unit]["by_class"][name]["roc_auc"]
-                label = f"{area_text(area)}: {shortened(name)}"  # no label may begin with _
-                colour = colours(c if len(classes) <= 10 else c / (len(classes) - 1))
-                draw_roc_line(axes, found.probabilities[:, c], found.labels == c, colour, label)
-            axes.set(xlabel="the rest taken for the class", ylabel="the class recognised")
-            mean = area_text(scored[unit]["roc_auc"])
+            draw_roc_of_each(axes, found, scored[unit]["by_class"], classes)
+            mean = area_text(scored[unit]["roc_auc"], "unknown: the test has not every class")
             axes.set_title(f"{unit}s, each class against the rest\nmean {mean}", fontsize=10)
-            finish_roc(axes, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
-    # Tight, or long legends would be cut off.
-    save(figure, path, bbox_inches="tight" if len(classes) > 2 else None)
+            axes.set(xlabel="the rest taken for the class", ylabel="the class recognised")
+            finish_roc(axes, size=8)
+    save(figure, path)
 
 
-def draw_roc_line(axes: Axes, p: np.ndarray, positive: np.ndarray, colour, label: str) -> None:
+def draw_roc_of_each(axes: Axes, found: Outcomes, by_class: dict, classes: list[str]) -> None:
+    """A line for each class against the rest. Of many only those of least area have colours."""
+    areas = [by_class[name]["roc_auc"] for name in classes]
+    known = [c for c, area in enumerate(areas) if area and area["value"] is not None]
+    named, grey = list(range(len(classes))), []
+    if len(classes) > MOST_NUMBERS:
+        known.sort(key=lambda c: areas[c]["value"])
+        named, grey = known[:LOWEST], known[LOWEST:]
+    for c in grey:
+        style = {"color": "0.85", "linewidth": 0.5}
+        draw_roc_line(axes, found.probabilities[:, c], found.labels == c, **style)
+    colours = matplotlib.colormaps["tab10" if len(named) <= 10 else "turbo"]
+    for i, c in enumerate(named):
+        positive = found.labels == c
+        absent = "nothing else" if positive.all() else "none"
+        text = area_text(areas[c], f"no curve, as the test has {absent}")
+        label = f"{text}: {fitted(classes[c], NAME_WIDTH, 8)}"  # no label may begin with _
+        colour = colours(i if len(named) <= 10 else i / (len(named) - 1))
+        draw_roc_line(axes, found.probabilities[:, c], positive, color=colour, label=label)
+    if grey:
+        axes.plot([], [], color="0.85", label=f"{len(grey):,} more, of larger areas")
+    if len(classes) > MOST_NUMBERS:
+        axes.plot([], [], " ", label=f"{len(classes) - len(known):,} without a curve")
+
+
+def draw_roc_line(axes: Axes, p: np.ndarray, positive: np.ndarray, **style) -> None:
     """p (n,) of the positive class, and which of n belong to it.
 
     Where all or none do, the line is empty and stands in the legend only.
@@ -168,98 +260,137 @@ def draw_roc_line(axes: Axes, p: np.ndarray, positive: np.ndarray, colour, label
         true, false = true / true[-1], false / false[-1]
     else:
         true = false = []
-    axes.plot(false, true, color=colour, label=label, drawstyle="steps-post")
+    axes.plot(false, true, drawstyle="steps-post", **style)
 
 
-def finish_roc(axes: Axes, **legend) -> None:
+def finish_roc(axes: Axes, size: float) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":")
-    axes.set_aspect("equal")
+    axes.set(aspect="equal", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     axes.grid(alpha=0.3)
-    for text in axes.legend(**legend).get_texts():
-        text.set_parse_math(False)
+    put_legend_below(axes, size)
 
 
-def area_text(area: dict) -> str:
-    """{value, interval_95} as a legend says it."""
-    if area["value"] is None:
-        return "area unknown"
+def roc_title(areas: list[dict | None]) -> str:
+    told = any(area and area["interval_95"] for area in areas)
+    return "ROC (95 % intervals over patients)" if told else "ROC"
+
+
+def area_text(area: dict | None, otherwise: str) -> str:
+    """{value, interval_95} as a legend says it, or why there is none."""
+    if area is None or area["value"] is None:
+        return otherwise
     text = f"area {area['value']:.4f}"
     if area["interval_95"]:
         text += " ({:.4f} to {:.4f})".format(*area["interval_95"])
     return text
 
 
-def overlay(axes: Axes, image: ArrayLike, attention: ArrayLike) -> None:
-    """An image (height, width) in grey, and in colour where a map of the same shape is high."""
+# ---- slices --------------------------------------------------------------------------------------
+
+
+def overlay(image: ArrayLike, attention: ArrayLike) -> np.ndarray:
+    """An image (height, width) from 0 to 255 in colours (height, width, 3) from 0 to 1.
+
+    Where a map of the same shape is high it is tinted, red to yellow. At least half of each pixel
+    is the image's own grey, so that what is looked at can be seen.
+    """
     attention = np.asarray(attention)
     share = (attention / max(float(np.percentile(attention, 99.5)), 1e-12)).clip(0, 1)
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-    axes.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * share)
-    axes.axis("off")
+    tint = matplotlib.colormaps["autumn"](share)[..., :3]
+    weight = 0.5 * share[..., None]
+    return (1 - weight) * np.asarray(image)[..., None] / 255 + weight * tint
 
 
-def draw_attention(title: str, image: ArrayLike, maps: ArrayLike, path: Path) -> None:
-    """A slice, and on it the attention of the first and of the last iteration.
+def draw_attention(title: list[str], image: ArrayLike, maps: ArrayLike, path: Path) -> None:
+    """A slice, and beside it the attention of the first and of the last iteration over it.
 
-    image (height, width), maps (2, height, width): averages over heads and latents.
+    title: its name, and what the model says of it. image (height, width), maps (2, height, width):
+    averages over heads and latents.
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    lines = [shortened(line, 90) for line in title.rsplit("\n", 1)]
-    figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
-    plain, *others = figure.subplots(1, 3)
-    plain.imshow(image, cmap="gray", vmin=0, vmax=255)
-    plain.axis("off")
-    plain.set_title("slice", fontsize=9)
-    names = ("attention, first iteration", "attention, last iteration")
-    for axes, attention, name in zip(others, maps, names, strict=True):
-        overlay(axes, image, attention)
-        axes.set_title(name, fontsize=9)
-    save(figure, path)
+    width = 9
+    heading = "\n".join(fitted(line, width - 2 * GAP, 9, lines=2) for line in title)
+    panel = (width - 4 * GAP) / 3
+    tall = height_for(image, panel)
+    top = text_height(heading, 9) + text_height("slice", 9) + 3 * GAP
+    page = make_page(width, top + tall + GAP)
+    put_text(page, width / 2, GAP, heading, 9, ha="center")
+    captions = "slice", "attention, first iteration", "attention, last iteration"
+    shown = [image, *(overlay(image, attention) for attention in maps)]
+    for i, (caption, picture) in enumerate(zip(captions, shown, strict=True)):
+        left = GAP + i * (panel + GAP)
+        put_text(page, left + panel / 2, top - GAP / 2, caption, 9, ha="center", va="bottom")
+        put_image(page, picture, Box(left, top, panel, tall))
+    save(page.figure, path)
 
 
 def draw_montage(
-    title: str, labels: list[str], images: ArrayLike, maps: ArrayLike, path: Path, labels_are=""
+    title: list[str],
+    labels: list[str],
+    images: ArrayLike,
+    maps: ArrayLike,
+    path: Path,
+    labels_are: str = "",
 ) -> None:
     """All slices of a scan and their attention; images and maps are (slices, height, width).
 
-    labels stand over the slices; `labels_are` is what the heading says of them, such as
-    "number and p_right of each slice".
+    title: its name, and what the model says of it. labels stand over the slices; `labels_are` is
+    what the heading says of them, such as "number and p_right of each slice".
     """
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    height, width = images[0].shape
-    figure = Figure(
-        figsize=(1.4 * columns, rows * (1.4 * height / width + 0.22) + 0.5), layout="constrained"
-    )
-    lines = [shortened(line, 12 * columns) for line in title.rsplit("\n", 1)]
-    lines.append("; ".join(filter(None, ["attention of the last iteration", labels_are])))
-    figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            overlay(axes, images[i], maps[i])
-            axes.set_title(drawable(labels[i]), fontsize=7, parse_math=False)
-    save(figure, path)
+    cell, columns = 1.4, max(8, math.ceil(math.sqrt(len(images))))
+    columns = min(columns, len(images))
+    width = max(columns, 4) * (cell + GAP) + GAP  # the heading needs it
+    about = "; ".join(filter(None, ["attention of the last iteration", labels_are]))
+    heading = "\n".join(fitted(line, width - 2 * GAP, 9, lines=2) for line in [*title, about])
+    top = text_height(heading, 9) + 2 * GAP
+    tall, caption = height_for(images, cell), text_height("0", 7) + GAP
+    page = make_page(width, top + -(-len(images) // columns) * (caption + tall + GAP))
+    put_text(page, GAP, GAP, heading, 9)
+    for i, (label, image, attention) in enumerate(zip(labels, images, maps, strict=True)):
+        row, column = divmod(i, columns)
+        left = GAP + column * (cell + GAP)
+        above = top + row * (caption + tall + GAP) + caption
+        text = fitted(label, cell, 7)
+        put_text(page, left + cell / 2, above - GAP / 2, text, 7, ha="center", va="bottom")
+        put_image(page, overlay(image, attention), Box(left, above, cell, tall))
+    save(page.figure, path)
 
 
 def draw_errors(scans: list[Example], slices: list[Example], path: Path) -> None:
-    """What the model got wrong (red) or was least sure of: a row of scans, and rows of slices."""
-    columns = 8
-    rows = [("Scans, by their middle slices: true label and its probability; red: wrong", scans)]
-    for start in range(0, len(slices), columns):
-        rows.append(("Slices" if start == 0 else "", slices[start : start + columns]))
-    figure = Figure(figsize=(1.75 * columns, 2.25 * len(rows)), layout="constrained")
-    for row, (title, found) in zip(
-        figure.subfigures(len(rows), squeeze=False)[:, 0], rows, strict=True
-    ):
-        row.suptitle(title, fontsize=10, x=0.01, ha="left")
-        panels = row.subplots(1, columns)
-        for axes in panels:
-            axes.axis("off")
-        for axes, example in zip(panels, found, strict=False):
-            axes.imshow(example.image, cmap="gray", vmin=0, vmax=255)
-            lines = textwrap.wrap(shortened(example.name, 52), 27)[:2]
-            lines.append(f"{shortened(example.label, 16)}: p {example.p_true:.3f}")
-            colour = VAL_COLOUR if example.wrong else "black"
-            axes.set_title("\n".join(lines), fontsize=7, color=colour, parse_math=False)
-    save(figure, path)
+    """What the model got wrong (red) or was least sure of: rows of scans, and rows of slices."""
+    columns = min(8, max(4, len(scans), len(slices)))
+    rows = [*rows_of("Scan", scans, columns), *rows_of("Slice", slices, columns)]
+    cell = 1.69
+    width = columns * (cell + GAP) + GAP
+    heading = (
+        "Least right first, with the true label and its probability; red: wrong; "
+        "scans by their middle slices"
+    )
+    heading = fitted(heading, width - 2 * GAP, 10, lines=2)
+    top = text_height(heading, 10) + 3 * GAP
+    title, captions = text_height("Scan", 10) + GAP, text_height("name\nname\nlabel", 7) + GAP
+    tall = max((height_for(example.image, cell) for example in [*scans, *slices]), default=0)
+    pitch = title + captions + tall + 2 * GAP
+    page = make_page(width, top + len(rows) * pitch)
+    put_text(page, GAP, GAP, heading, 10)
+    for row, (name, examples) in enumerate(rows):
+        put_text(page, GAP, top + row * pitch, name, 10)
+        above = top + row * pitch + title + captions
+        for column, example in enumerate(examples):
+            left = GAP + column * (cell + GAP)
+            label = fitted(f"{example.label}: p {example.p_true:.3f}", cell, 7)
+            text = f"{fitted(example.name, cell, 7, lines=2)}\n{label}"
+            style = {"color": VAL_COLOUR if example.wrong else "black", "ha": "center"}
+            middle, bottom = left + cell / 2, above - GAP / 2
+            put_text(page, middle, bottom, text, 7, va="bottom", **style)
+            put_image(page, example.image, Box(left, above, cell, tall))
+    save(page.figure, path)
+
+
+def rows_of(unit: str, examples: list[Example], columns: int) -> list[tuple[str, list[Example]]]:
+    """A heading and so many examples each: ("Slices 9 to 16", [...])."""
+    rows = []
+    for start in range(0, len(examples), columns):
+        part = examples[start : start + columns]
+        numbers = f"s {start + 1} to {start + len(part)}" if len(part) > 1 else f" {start + 1}"
+        rows.append((unit + numbers, part))
+    return rows or [(f"{unit}s: none", [])]

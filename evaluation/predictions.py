@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common import signals
 from common.workers import processes, rank, reduce
 from dataset import Dataset
 from evaluation.calibration import probabilities
@@ -127,6 +128,7 @@ def predict(
 
     def batches() -> Iterator[Tensor]:
         for batch in samples.split(batch_size):
+            signals.check()
             yield dataset.batch(batch)
             if bar is not None:
                 bar.update(len(batch))

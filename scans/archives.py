@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
+from common.files import open_regular
 from scans.slices import NoSeries, VolumeError
 
 ARCHIVE_NAME = re.compile(r"[^.].*\.(tar|tar\.gz|tgz|zip)", re.I | re.S)
@@ -27,6 +28,7 @@ MAX_BYTES = 4 << 30  # of an archive, unpacked; a DESS series has 50 MB
 MAX_MEMBER_BYTES = 1 << 30
 MAX_NAME_BYTES = 1 << 16  # of a name that does not fit into a header
 MAX_MEMBERS = 20_000
+MAX_PADDING = 64 << 20  # after the end of an archive; tar fills up to some KB
 MAX_RATIO = 200  # unpacked to packed; deflate reaches 1,000, black slices some 100
 RATIO_MATTERS = 64 << 20  # bytes; smaller archives may be as dense as they like
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -60,6 +62,12 @@ class Stream:
         self.file, self.path, self.bytes, self.headers = file, path, 0, 0
         packed = os.path.getsize(path)
         self.limit = min(MAX_BYTES, max(RATIO_MATTERS, MAX_RATIO * packed))
+        if packed > MAX_BYTES:
+            raise self.too_large(packed)
+
+    def too_large(self, count: int) -> TooLarge:
+        text = f"an archive of more than {count >> 20} MB unpacked, expected one series"
+        return TooLarge(self.path, text)
 
     def read(self, count: int) -> bytes:
         """Exactly so many bytes. Raises EOFError where there are fewer."""
@@ -72,8 +80,7 @@ class Stream:
         block = self.file.read(count)
         self.bytes += len(block)
         if self.bytes > self.limit:
-            text = f"an archive of more than {self.limit >> 20} MB unpacked, expected one series"
-            raise TooLarge(self.path, text)
+            raise self.too_large(self.limit)
         return block
 
     def pieces(self, size: int) -> Iterator[bytes]:
@@ -91,12 +98,12 @@ def unpack(path: str, folder: str, wanted: Collection[int] | None = None) -> Ite
     """
     if path.lower().endswith(".zip"):
         raise NoSeries(path, "a zip archive is not read; unpack it and name the folder")
-    if not os.path.isfile(path):  # to open a pipe would wait for ever
-        raise VolumeError(path, "no such file" if not os.path.exists(path) else "not a file")
     try:
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(path, "rb"))
+                file = stack.enter_context(open_regular(path))
+            except FileNotFoundError:
+                raise VolumeError(path, "no such file") from None
             except OSError as error:
                 text = f"an archive that can't be read: {error.strerror}"
                 raise VolumeError(path, text) from None
@@ -126,8 +133,10 @@ def members(stream: Stream, folder: str, wanted: Collection[int] | None) -> Iter
             file.write(first)
             file.writelines(pieces)
         yield Member(position, header.name, target)
+    ended = stream.bytes
     while stream.some(CHUNK):  # to the end, where the checksum is
-        pass
+        if stream.bytes - ended > MAX_PADDING:
+            raise TooLarge(stream.path, "an archive that goes on long after its end")
 
 
 def read_member_header(stream: Stream) -> tarfile.TarInfo | None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.files import open_regular
 from scans.slices import Volume, VolumeError
 
 MAX_HEADER = 10_000  # bytes; NumPy's own are 128, and what is longer is hostile
@@ -58,11 +59,11 @@ def read_layout(path: str) -> Layout:
     """Raises VolumeError: one line that names the file, what is wrong, and what is expected."""
     if is_npz(path):
         raise VolumeError(path, "an archive of arrays, which is not read: save one .npy a scan")
-    if not os.path.isfile(path):  # to open a pipe would wait for ever
-        raise VolumeError(path, "no such file")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start, held = file.read(MAX_HEADER), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise VolumeError(path, "no such file") from None
     except OSError as error:
         raise VolumeError(path, error.strerror) from None
     layout = parse_layout(path, start)
@@ -111,7 +112,10 @@ def read_npy_pixels(volume: Volume) -> np.ndarray:
         raise VolumeError(volume.path, "has changed since its header was read")
     pixels = np.empty(math.prod(layout.shape), np.float32)
     try:
-        with open(volume.path, "rb") as file, np.errstate(over="ignore"):  # 1e300 is infinite then
+        with (
+            open_regular(volume.path) as file,
+            np.errstate(over="ignore"),
+        ):  # 1e300 is infinite then
             file.seek(layout.offset)
             for block in np.split(pixels, range(BLOCK, len(pixels), BLOCK)):
                 values = np.fromfile(file, layout.dtype, len(block))

@@ -5,7 +5,6 @@ decoded = open_pixels(listing.slices, (76, 86), "cache")    # the same, from a f
 """
 
 import hashlib
-import json
 import os
 import time
 import zlib
@@ -18,7 +17,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import whole_file, write_json
+from common.files import NotAFile, check_regular, read_json, whole_file, write_json
+from common.quiet import quiet_libraries
+from common.signals import orderly
 from common.threads import in_threads
 from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
 from scans.slices import Slice
@@ -39,6 +40,7 @@ class Decoded(NamedTuple):
     note: str = ""  # why they are in memory and not in a file
 
 
+@quiet_libraries()
 def decode_slices(
     slices: list[Slice],
     image_size: tuple[int, int],
@@ -75,7 +77,8 @@ def decode_slices(
 
     decoded = in_threads(decode, [positions for jobs in scans for positions in jobs], workers)
     quiet = None if progress else True  # None: a bar on a terminal, nothing in a log file
-    with tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
+    # Orderly: what threads have unpacked of archives is removed again.
+    with orderly(), tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
         for jobs in scans:
             waiting = []
             for positions in jobs:
@@ -199,15 +202,23 @@ def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> Fingerprint
 def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
     """Map a file that open_pixels wrote; None if there is none, or not a whole one."""
     try:
-        known = json.loads(path.with_suffix(".json").read_text())
+        check_regular(path)
+        check_regular(path.with_suffix(".json"))
+    except (FileNotFoundError, NotAFile):
+        return None
+    try:
+        known = read_json(path.with_suffix(".json"), "record of decoded slices")
         checksum = known["crc32"]
-        depths = {int(bits): int(count) for bits, count in known["depths"].items()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # or a damaged one
+        depths = {int(bits): count for bits, count in known["depths"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):  # a damaged one
+        return None
+    counts = [*depths.values()]
+    if {*map(type, [checksum, *counts])} != {int} or not (
+        depths.keys() <= {*range(8, 17)} and all(0 < count <= shape[0] for count in counts)
+    ):
         return None
     try:
         kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
-    except FileNotFoundError:
-        return None
     except OSError:
         raise
     except Exception:  # of a damaged header NumPy may raise ValueError, EOFError, TokenError, ...

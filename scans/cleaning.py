@@ -7,13 +7,13 @@ Decoded slices are kept in two files, <key>.npy and <key>.json (scans/cache.py);
 what scans/copies.py found. Files with names of any other form are left alone.
 """
 
-import json
 import os
 import re
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+from common.files import read_json
 from scans.cache import CACHE_VERSION, LEFT_BEHIND
 
 PIXELS = re.compile(r"([0-9a-f]{32})\.(npy|json)")
@@ -102,11 +102,11 @@ def read_entry(folder: Path, key: str) -> Entry | None:
     """None if one of its two files is missing, damaged, or from before there were versions."""
     try:
         written = (folder / f"{key}.npy").stat().st_mtime
-        known = json.loads((folder / f"{key}.json").read_text())
+        known = read_json(folder / f"{key}.json", "record of decoded slices")
         files = [(str(path), int(size), int(time_ns)) for path, size, time_ns in known["files"]]
         version, crc32 = int(known["version"]), int(known["crc32"])
         return Entry(version, crc32, str(known["paths"]), files, written)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, OverflowError, KeyError, TypeError):
         return None
 
 

@@ -6,7 +6,6 @@ check_copies(slices, pairs, subset_of)              # raises DataError with the 
 
 import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.files import abridged, write_json
+from common.files import abridged, read_json, write_json
+from common.program import UserError
 from scans.slices import DataError, Slice
 
 SIZE = 24  # images are compared as 24 x 24 grey levels
@@ -183,13 +183,20 @@ def open_copies(pixels: Tensor, slices: list[Slice], crc32: int, cache_dir: Path
     scans = [s.scan for s in slices]
     names = hashlib.sha256("\n".join(scans).encode(errors="surrogateescape")).hexdigest()[:16]
     kept = Path(cache_dir, f"copies-{COPIES_VERSION}-{crc32:08x}-{names}.json")
-    try:
-        return [(int(a), int(b)) for a, b in json.loads(kept.read_text())["copies"]]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
-        pairs = find_copies(pixels, scans)
+    with suppress(UserError, KeyError, TypeError):  # none, or a damaged one
+        found = read_json(kept, "list of copies")["copies"]
+        if all(is_pair(pair, len(slices)) for pair in found):
+            return list(map(tuple, found))
+    pairs = find_copies(pixels, scans)
     with suppress(OSError):  # it is found again next time
         write_json(kept, {"copies": pairs})
     return pairs
+
+
+def is_pair(pair: object, count: int) -> bool:
+    """Whether it is two positions of so many images, the earlier one first."""
+    are_numbers = isinstance(pair, list) and [type(x) for x in pair] == [int, int]
+    return are_numbers and 0 <= pair[0] < pair[1] < count
 
 
 def patients_sharing_images(slices: list[Slice], pairs: Pairs) -> list[set[str]]:

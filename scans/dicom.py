@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.files import open_regular
+from common.signals import check, orderly
 from scans.archives import TooLarge, unpack
 from scans.names import is_volume_name
 from scans.slices import Kind, NoSeries, Problem, TooShort, Volume, VolumeError
@@ -35,9 +37,7 @@ def is_dicom(path: str | os.PathLike) -> bool:
     if os.path.splitext(name)[1].lower() == ".dcm":
         return True
     try:
-        if not os.path.isfile(path):  # to open a pipe would wait for ever
-            return False
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
@@ -71,9 +71,10 @@ def find_series(folder: str, names: list[str], echo: int | None = None) -> Volum
 def find_series_in_archive(path: str, echo: int | None = None) -> Volumes:
     """The series in a tar archive. Its members are unpacked one at a time, and removed again."""
     headers, problems = [], []
-    with tempfile.TemporaryDirectory(prefix="series-") as folder:
+    with orderly(), tempfile.TemporaryDirectory(prefix="series-") as folder:
         try:
             for member in unpack(path, folder):
+                check()
                 try:
                     header = read_header(member.path, is_dicom=True)
                     members = {"path": path, "parts": (path,), "members": (member.position,)}

@@ -26,17 +26,20 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common.files import whole_file
+from common import signals
+from common.files import open_regular, whole_file
+from common.program import MissingPackage
 from scans.archives import is_archive
 from scans.dicom import Volumes, find_series, find_series_in_archive, may_be_dicom, problem_of
 from scans.names import is_volume_name
-from scans.slices import Kind, Options, Problem, Volume, VolumeError
+from scans.slices import SIDES, Kind, Options, Problem, Volume, VolumeError
 from scans.volumes import read_header
 
 VERSION = 1  # to be raised when reading gives other headers than before
 FIELDS = [field.name for field in fields(Volume)]
 ROOT = Path(__file__).resolve().parent.parent
 FILES_PER_PROCESS = 1000  # a process takes 0.5 s to start, and then 1 ms a file or less
+MAX_KEPT_BYTES = 64 << 20  # of a folder of 20,000 files, some 10 MB
 MAX_PROCESSES = 16
 
 
@@ -59,7 +62,18 @@ def units_of(folder: str, files: Sequence[str]) -> list[Unit]:
 
 
 def read_unit(unit: Unit, echo: int | None) -> Volumes:
-    """The volumes of a unit by their headers. Those that share a path are not numbered yet."""
+    """The volumes of a unit by their headers. Those that share a path are not numbered yet.
+
+    Without SimpleITK, where it is needed, a problem of Kind.PACKAGE takes their place.
+    """
+    try:
+        return read_volumes(unit, echo)
+    except MissingPackage as error:
+        return Volumes([], [Problem(unit.path, Kind.PACKAGE, str(error))])
+
+
+def read_volumes(unit: Unit, echo: int | None) -> Volumes:
+    """Raises MissingPackage."""
     if not unit.names:
         return find_series_in_archive(unit.path, echo)
     headers, problems = [], []
@@ -73,10 +87,7 @@ def read_unit(unit: Unit, echo: int | None) -> Volumes:
 
 
 def read_units(units: Sequence[Unit], options: Options = Options()) -> Iterator[Volumes]:
-    """What is in each unit, in their order: kept from before, or read now and kept.
-
-    Raises MissingPackage: there are volumes, but SimpleITK is not installed.
-    """
+    """What is in each unit, in their order: kept from before, or read now and kept."""
     kept = [read_kept(unit, options) for unit in units]
     unread = [unit for unit, found in zip(units, kept, strict=True) if found is None]
     files = sum(len(unit.files) for unit in unread)
@@ -137,18 +148,20 @@ def read_all(units: Sequence[Unit], files: int, echo: int | None) -> Iterator[Vo
                 yield read_unit(unit, echo) if found is None else found
     finally:
         for reader in readers:
-            reader.kill()
+            reader.terminate()  # it removes what it has unpacked
+        for reader in readers:
             reader.communicate()
 
 
 def answer_requests() -> None:
     """What such a process does until its parent closes the pipe, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the parent ends it
-    for line in sys.stdin.buffer:
-        (path, names), echo = json.loads(line)
-        unit = Unit(path, tuple(names))
-        sys.stdout.buffer.write(encode(read_unit(unit, echo), unit) + b"\n")
-        sys.stdout.buffer.flush()
+    with signals.listening("headers"), contextlib.suppress(signals.Interrupted, BrokenPipeError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the parent ends it
+        for line in sys.stdin.buffer:
+            (path, names), echo = json.loads(line)
+            unit = Unit(path, tuple(names))
+            sys.stdout.buffer.write(encode(read_unit(unit, echo), unit) + b"\n")
+            sys.stdout.buffer.flush()
 
 
 # ---- kept ----------------------------------------------------------------------------------------
@@ -180,15 +193,19 @@ def read_kept(unit: Unit, options: Options) -> Volumes | None:
     if options.cache_dir is None:
         return None
     try:
-        state, _, found = kept_file(unit, options).read_bytes().partition(b"\n")
+        with open_regular(kept_file(unit, options)) as file:
+            content = file.read(MAX_KEPT_BYTES + 1)
     except OSError:
         return None
+    if len(content) > MAX_KEPT_BYTES:
+        return None
+    state, _, found = content.partition(b"\n")
     return decode(found, unit) if state.decode("latin-1") == state_of(unit, options.echo) else None
 
 
 def keep(unit: Unit, found: Volumes, options: Options) -> None:
     """Write them for the next start. Where that is not possible, the next start reads again."""
-    if options.cache_dir is None:
+    if options.cache_dir is None or any(p.kind is Kind.PACKAGE for p in found.problems):
         return
     target = kept_file(unit, options)
     with contextlib.suppress(OSError):
@@ -216,22 +233,75 @@ def encode(found: Volumes, unit: Unit) -> bytes:
 
 
 def decode(line: bytes, unit: Unit) -> Volumes | None:
-    """What `encode` wrote; None if it is damaged."""
+    """What `encode` wrote; None if it is damaged, or was written by another hand."""
     checksum, _, text = line.strip().partition(b" ")
     if checksum != f"{zlib.crc32(text):08x}".encode():
         return None
-    records, problems = json.loads(text)
-    volumes = []
-    for record in records:
-        for name in ("size", "spacing", "origin", "members"):
-            record[name] = tuple(record[name])
-        record["path"] = unit.path + record["path"]
-        record["parts"] = tuple(unit.path + part for part in record["parts"])
-        record["direction"] = np.array(record["direction"])
-        record["sides"] = frozenset(record["sides"])
-        volumes.append(Volume(**record))
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not has_form(content, [list, list]):
+        return None
+    records, problems = content
+    paths = {path.removeprefix(unit.path) for path in (unit.path, *unit.files)}
+    if not all(is_record(record, paths) for record in records):
+        return None
+    kinds = {kind.value for kind in Kind}
+    if not all(has_form(p, [str] * 4) and p[1] in kinds for p in problems):
+        return None
     found = [Problem(unit.path + path, Kind(kind), *rest) for path, kind, *rest in problems]
-    return Volumes(volumes, found)
+    return Volumes([volume_of(record, unit) for record in records], found)
+
+
+def volume_of(record: dict, unit: Unit) -> Volume:
+    for name in ("size", "spacing", "origin", "members"):
+        record[name] = tuple(record[name])
+    record["path"] = unit.path + record["path"]
+    record["parts"] = tuple(unit.path + part for part in record["parts"])
+    record["direction"] = np.array(record["direction"], dtype=float)
+    record["sides"] = frozenset(record["sides"])
+    return Volume(**record)
+
+
+def is_record(record: object, paths: set[str]) -> bool:
+    """Whether it is one of a volume of these paths: hands that can edit it can sum it up, too."""
+    if not (isinstance(record, dict) and list(record) == FIELDS):
+        return False
+    axes = len(record["spacing"]) if isinstance(record["spacing"], list) else 0
+    forms = [
+        ("path", str),
+        ("components", int),
+        ("bits", int),
+        ("number", int),
+        ("slicing", type(None)),
+        ("spacing", [float] * axes),
+        ("origin", [float] * axes),
+        ("direction", [[float] * axes] * axes),
+    ]
+    lists = [("parts", str), ("size", int), ("sides", str), ("members", int)]
+    tags = record["tags"]
+    return (
+        all(has_form(record[name], form) for name, form in forms)
+        and all(isinstance(record[x], list) for x, _ in lists)
+        and all(has_form(record[x], [kind] * len(record[x])) for x, kind in lists)
+        and axes in (2, 3)
+        and min(axes, 3) <= len(record["size"])
+        and min(record["size"]) > 0
+        and record["bits"] > 0
+        and {record["path"], *record["parts"]} <= paths
+        and set(record["sides"]) <= set(SIDES)
+        and isinstance(tags, dict)
+        and has_form([*tags.values()], [str] * len(tags))
+    )
+
+
+def has_form(value: object, form: type | list) -> bool:
+    """Whether it is of that type, or a list of values of these forms; True is no number."""
+    if isinstance(form, list):
+        is_list = isinstance(value, list) and len(value) == len(form)
+        return is_list and all(map(has_form, value, form))
+    return type(value) is form or (form is float and type(value) is int)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ read_image("left/p01_7.png", (76, 86)).values   # uint8 array (76, 86)
 scan hold, so that its slices stay comparable: see bit_depth and to_grey, and scans/cache.py.
 """
 
-import os
-import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from common.files import NotAFile, open_regular
 from scans.slices import DataError
 
+# What Pillow doubts in a file, such as its EXIF data, is no matter where it is decoded.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 MAX_PIXELS = 20_000_000  # far above any slice; as RGBA, that takes 240 MB a thread
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow would try all it knows: EPS runs Ghostscript
 
@@ -40,21 +42,27 @@ def foreign(path: str | Path) -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise ImageError(path, "not an image, or a damaged one") from None
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
     except Exception as error:
         text = " ".join(f"{error or type(error).__name__}".split())
         raise ImageError(path, text) from error
 
 
-def open_image(path: str | Path) -> Image.Image:
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
     """Open an image file, without decoding it. Raises ImageError."""
-    with foreign(path):
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
-    if not is_file:  # to open a pipe would wait for ever
-        raise ImageError(path, "not a file")
-    with foreign(path):
-        return Image.open(path, formats=FORMATS)
+    try:
+        file = open_regular(path)
+    except NotAFile as error:
+        raise ImageError(path, f"{error.kind}, expected an image") from None
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except OSError as error:
+        raise ImageError(path, error.strerror) from None
+    with file:
+        with foreign(path):
+            image = Image.open(file, formats=FORMATS)
+        with image:
+            yield image
 
 
 class DecodedImage(NamedTuple):

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import abridged, abridged_lines
+from common.program import MissingPackage
 from scans import names
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
-from scans.series import check_one_sequence, is_volume
+from scans.series import check_one_sequence, is_volume, merge_alike
 from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
 from scans.tables import missing_files
 
@@ -48,6 +49,9 @@ def list_labelled(
         lines = [f"  {problem}" for problem in unreadable]
         raise DataError(f"{len(lines):,} folders or volumes can't be read:", *abridged_lines(lines))
     remarks = listing.of_kind(Kind.REMARK)
+    if unread := listing.of_kind(Kind.PACKAGE):
+        paths = abridged([problem.path for problem in unread])
+        remarks.append(Problem("", Kind.REMARK, f"volumes are left out: {unread[0].text}; {paths}"))
     contradictions = listing.of_kind(Kind.CONTRADICTION)
     images = [p for p in contradictions if is_image(os.path.basename(p.path))]
     if images:
@@ -57,6 +61,8 @@ def list_labelled(
     labelled = [s for s in listing.slices if s.label]
     others = [s.name for s in listing.slices if not s.label]
     if not labelled:
+        if unread:
+            raise MissingPackage(unread[0].text)
         short = listing.of_kind(Kind.LOCALIZER)
         if short and not others:
             raise DataError(f"{path}: no scan, but {short[0]}")
@@ -115,14 +121,8 @@ def describe_labels(slices: list[Slice], classes: Sequence[str]) -> str:
 
 
 def describe_contradictions(problems: list[Problem]) -> list[str]:
-    """A line for each kind of contradiction: what it is, how often and where."""
-    paths = defaultdict(list)
-    for problem in problems:
-        paths[problem.text].append(problem.path)
-    return [
-        f"{found[0]}: {text}" if len(found) == 1 else f"{text} ({len(found)}: {abridged(found)})"
-        for text, found in paths.items()
-    ]
+    """A line for each kind of contradiction, of the first few: what it is, how often and where."""
+    return abridged_lines(merge_alike(problems))
 
 
 def check_classes_present(slices: list[Slice], classes: Sequence[str]) -> None:

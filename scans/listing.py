@@ -8,12 +8,16 @@ What can be trained on: `labelled.list_labelled`.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 from common.files import abridged
+from common.program import MissingPackage
+from common.quiet import quiet_libraries
 from scans import names
 from scans.dicom import problem_of
 from scans.found import INFERRED, TABLE, Found
@@ -40,11 +44,14 @@ from scans.tables import (
 )
 from scans.volumes import VolumeError
 
+MAX_NAME_BYTES = 32 << 10  # of a path on standard input; systems take 4 kB
+MAX_NAMES = 5_000_000
 FIELDS = attrgetter(*(field.name for field in fields(Found)))  # all values of one
 
 # ---- everything that is there --------------------------------------------------------------------
 
 
+@quiet_libraries()
 def list_slices(
     paths: str | Path | Sequence[str | Path],
     classes: Sequence[str] | None = None,
@@ -61,7 +68,8 @@ def list_slices(
         options: how names and volumes are understood.
 
     Raises:
-        DataError: a pattern or a manifest that can't be used.
+        DataError: a pattern, a manifest or a list on standard input that can't be used.
+        MissingPackage: there are volumes and nothing else, but SimpleITK is not installed.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
@@ -93,6 +101,9 @@ def list_slices(
     if tables:
         lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes()]
     slices = list({(s.source, s.index): s for s in slices}.values())
+    unread = [problem for problem in lister.problems if problem.kind is Kind.PACKAGE]
+    if unread and not slices:
+        raise MissingPackage(unread[0].text)
     problems = merge_remarks(lister.problems, slices, options)
     return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)), lister.is_inferred)
 
@@ -106,17 +117,36 @@ def check_classes(classes: Sequence[str]) -> list[str]:
     return list(classes)
 
 
-def with_standard_input(paths: Iterable[str]) -> Iterator[str]:
+def with_standard_input(paths: Sequence[str]) -> Iterator[str]:
+    """The paths, and for "-" those that are read. Raises DataError for what is no list of them."""
+    if paths.count("-") > 1:
+        raise DataError("- is given twice; standard input can be read once")
     for path in paths:
         if path == "-":
-            lines = sys.stdin.buffer.read().splitlines()
-            yield from (os.fsdecode(line) for line in lines if line)
+            yield from read_names(sys.stdin.buffer)
         else:
             yield path
 
 
+def read_names(stream: BinaryIO) -> Iterator[str]:
+    """A path on each line, whose end may be Windows'. Raises DataError where that can't be."""
+    for number in count(1):
+        line = stream.readline(MAX_NAME_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_NAME_BYTES:
+            text = f"more than {MAX_NAME_BYTES:,} bytes, expected a path on each line (no -print0)"
+            raise DataError(f"standard input, line {number:,}: {text}")
+        if number > MAX_NAMES:
+            raise DataError(f"standard input: more than {MAX_NAMES:,} lines; name their folder")
+        if name := line.removesuffix(b"\n").removesuffix(b"\r"):
+            yield os.fsdecode(name)
+
+
 def is_manifest(path: str) -> bool:
-    return path.lower().endswith((".csv", ".tsv")) and os.path.isfile(path)
+    """By its ending, also of a pipe, which is then refused as a table."""
+    ends_so = path.lower().endswith((".csv", ".tsv"))
+    return ends_so and os.path.exists(path) and not os.path.isdir(path)
 
 
 def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[str]]]:
@@ -208,7 +238,9 @@ class Lister:
             return [Found(path, Path(path).as_posix(), open_volume(path, self.options), scan=path)]
         except VolumeError as error:
             self.problems.append(problem_of(error)._replace(path=path))
-            return []
+        except MissingPackage as error:
+            self.note(Kind.PACKAGE, str(error), path)
+        return []
 
     def read_manifest(self, path: Path) -> list[Found]:
         """The images and volumes of a manifest; their paths are relative to its folder.

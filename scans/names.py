@@ -257,14 +257,3 @@ def decode_name(text: str) -> str:
 def picture_name(name: str, digest: str) -> str:
     """A file name for a picture of a slice or a scan: the end of its name, and a digest of it."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._")[-150:] + f"_{digest}"
-
-
-def drawable(name: str) -> str:
-    """What matplotlib can't draw, as it is escaped. (Formulas: pass parse_math=False, too.)"""
-    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
-
-
-def shortened(name: str, length: int = 26) -> str:
-    """A name's beginning and end, where patient and slice stand, as `drawable`."""
-    name = drawable(name)
-    return name if len(name) <= length else f"{name[: length // 2 - 1]}...{name[-length // 2 :]}"

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from common.files import whole_file
+from common.pictures import Box, fitted, height_for, make_page, put_image, put_text, save
+from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans import names
 from scans.images import ImageError, open_image
 from scans.slices import Slice, by_scan
 
 BLOCK = 1024
-SCANS_PER_CLASS, SLICES_PER_ROW = 3, 8  # of the contact sheet
+SCANS_PER_CLASS, SLICES_PER_ROW, MOST_ROWS = 3, 8, 60  # of the contact sheet
 
 
 class Shown(NamedTuple):
@@ -49,6 +49,7 @@ def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
     return lines
 
 
+@quiet_libraries()
 def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
     """How many files there are of each size and mode."""
 
@@ -81,12 +82,17 @@ def describe_pixels(pixels: Tensor, mean: float, std: float) -> list[str]:
 
 
 def choose_shown(slices: list[Slice], pixels: Tensor, classes: list[str]) -> list[Shown]:
-    """A few slices of a few scans of each class; pixels (n, 1, height, width) are the slices'."""
+    """A few slices of a few scans of each class; pixels (n, 1, height, width) are the slices'.
+
+    Of hundreds of classes some are left out, evenly: nobody looks at a thousand rows.
+    """
     position = {(s.source, s.index): i for i, s in enumerate(slices)}
+    classes = classes[:: -(-len(classes) // MOST_ROWS)]
+    most = min(SCANS_PER_CLASS, MOST_ROWS // len(classes))
     scans, rng, rows = by_scan(slices), np.random.default_rng(0), []
     for label in classes:
         of_label = [name for name, members in scans.items() if members[0].label == label]
-        count = min(SCANS_PER_CLASS, len(of_label))
+        count = min(most, len(of_label))
         for i in sorted(rng.choice(len(of_label), count, replace=False)) if of_label else ():
             members = scans[of_label[i]]
             chosen = np.linspace(0, len(members) - 1, SLICES_PER_ROW).round().astype(int)
@@ -99,28 +105,18 @@ def choose_shown(slices: list[Slice], pixels: Tensor, classes: list[str]) -> lis
 def draw_contact_sheet(rows: list[Shown], path: Path) -> None:
     """A row of slices for each scan."""
     columns = max(SLICES_PER_ROW, *(len(row.pictures) for row in rows))  # titles need the width
-    height, width = rows[0].pictures[0].shape
     cell, gap, head = 1.4, 0.05, 0.3  # inches: width of a picture, between pictures, title
-    tall = cell * height / width
-    total = columns * (cell + gap) + gap, len(rows) * (head + tall) + gap
-    figure = Figure(figsize=total)
+    tall = height_for(rows[0].pictures, cell)
+    width = columns * (cell + gap) + gap
+    page = make_page(width, len(rows) * (head + tall) + gap)
     box = {"facecolor": "k", "edgecolor": "none", "pad": 1.5}  # readable on bright tissue, too
-    style = {"color": "w", "fontsize": 7, "va": "top", "bbox": box}
-
-    def bounds(left: float, top: float) -> tuple[float, float, float, float]:
-        """A picture's box in shares of the figure, from inches right of and below its corner."""
-        return left / total[0], 1 - (top + tall) / total[1], cell / total[0], tall / total[1]
-
     for i, row in enumerate(rows):
         top = i * (head + tall) + head
-        title = names.drawable(row.title)
-        title = title if len(title) < 15 * columns else f"{title[: 15 * columns]}..."
-        x, y = gap / total[0], 1 - (top - 0.07) / total[1]
-        figure.text(x, y, title, fontsize=9, va="bottom", parse_math=False)
+        title = fitted(row.title, width - 2 * gap, 9)
+        put_text(page, gap, top - 0.07, title, 9, va="bottom")
         for column, (number, picture) in enumerate(zip(row.numbers, row.pictures, strict=True)):
-            axes = figure.add_axes(bounds(gap + column * (cell + gap), top))
-            axes.axis("off")
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            axes.text(0.02, 0.97, number, transform=axes.transAxes, **style)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+            left = gap + column * (cell + gap)
+            put_image(page, picture, Box(left, top, cell, tall))
+            text = fitted(f"{number}", cell - 0.1, 7)
+            put_text(page, left + 0.03, top + 0.03, text, 7, color="w", bbox=box)
+    save(page.figure, path)

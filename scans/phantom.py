@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common import signals
 from common.files import whole_folder
 from common.program import Parser, UserError, positive_int, run_program
 
@@ -386,8 +387,9 @@ def write_scan(scan: Scan, folder: Path, seed: int) -> None:
 
 
 def prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    """Leave Ctrl-C to the parent, which ends this process, and end with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def follow():
         multiprocessing.parent_process().join()
@@ -422,6 +424,7 @@ def write_phantoms(
         task = partial(write_scan, folder=unfinished, seed=seed)
         if workers == 1:
             for scan in scans:
+                signals.check()
                 task(scan)
                 progress.update()
         else:
@@ -429,6 +432,7 @@ def write_phantoms(
             context = multiprocessing.get_context("spawn")
             with context.Pool(min(workers, len(scans)), initializer=prepare_worker) as pool:
                 for _ in pool.imap_unordered(task, scans):
+                    signals.check()
                     progress.update()
         for name in LITTER:
             (unfinished / name).write_bytes(b"not an image")
@@ -448,17 +452,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Both ways of stopping unwind through the clean-up of the unfinished folder.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        write_phantoms(args.directory, args.patients, args.seed, args.workers)
-    except KeyboardInterrupt:  # nothing is left that a line would have to explain
-        return 128 + signal.SIGINT
+    write_phantoms(args.directory, args.patients, args.seed, args.workers)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_program(run, parse_args(argv), "python -m scans.phantom")
+    args = parse_args(argv)
+    with signals.listening("python -m scans.phantom"):
+        return run_program(run, args, "python -m scans.phantom")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
-from common.files import abridged
+from common.files import abridged, abridged_lines
+from common.program import MissingPackage
 from scans import names
 from scans.archives import is_archive
 from scans.dicom import Volumes, is_dicom, problem_of
@@ -54,9 +55,7 @@ def is_volume(path: str | os.PathLike) -> bool:
 def find_volumes(folder: str, files: list[str], options: Options = Options()) -> Volumes:
     """The volumes among the files of one folder, by their headers; pixels are not read.
 
-    Raises:
-        MissingPackage: there are such files, but SimpleITK is not installed.
-        DataError: --series is no regular expression.
+    Raises DataError: --series is no regular expression.
     """
     return choose(read_units(units_of(folder, files), options), options)
 
@@ -122,7 +121,8 @@ def compile_series(text: str) -> re.Pattern:
 def open_volume(path: str | Path, options: Options = Options()) -> Volume:
     """One volume, given by its file, its archive or its DICOM folder.
 
-    Raises VolumeError if there is none; Unchosen if --series names none of those that there are.
+    Raises VolumeError if there is none, Unchosen if --series names none of those that there are,
+    and MissingPackage without SimpleITK.
     """
     path = os.fspath(path)
     is_folder = os.path.isdir(path)
@@ -132,6 +132,8 @@ def open_volume(path: str | Path, options: Options = Options()) -> Volume:
         return found.volumes[0]
     # What else is wrong says more than that a series is not the chosen one.
     for problem in sorted(found.problems, key=lambda p: p.kind is Kind.UNCHOSEN):
+        if problem.kind is Kind.PACKAGE:
+            raise MissingPackage(problem.text)
         if problem.kind is Kind.UNCHOSEN:
             text = f"is not `{options.series}`: {problem.series}"
             raise Unchosen(problem.path, text, problem.series)
@@ -176,8 +178,21 @@ def merge_remarks(
         if passed := of_kind.pop(kind, []):
             paths = [problem.path for problem in passed]
             lines.append(f"{len(paths)} {what}: {abridged(paths)}")
-    left = [problem for problem in problems if problem.kind in of_kind]
+    of_files = [problem for problem in of_kind[Kind.REMARK] if problem.path]
+    lines += abridged_lines(merge_alike(of_files))
+    left = [p for p in problems if p.kind in of_kind and not (p.kind is Kind.REMARK and p.path)]
     return left + [Problem("", Kind.REMARK, line) for line in lines]
+
+
+def merge_alike(problems: Iterable[Problem]) -> list[str]:
+    """A line for each text: what it is, how often and where."""
+    paths = defaultdict(list)
+    for problem in problems:
+        paths[problem.text].append(problem.path)
+    return [
+        f"{found[0]}: {text}" if len(found) == 1 else f"{text} ({len(found)}: {abridged(found)})"
+        for text, found in paths.items()
+    ]
 
 
 # ---- sequences -----------------------------------------------------------------------------------

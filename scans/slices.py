@@ -127,11 +127,13 @@ class Kind(Enum):
     ECHOES = "echoes"  # a series of several echoes, of which the shortest is taken
     FOREIGN = "foreign"  # an archive that holds no series of DICOM files
     CONTRADICTION = "contradiction"  # two things tell two labels
+    PACKAGE = "package"  # it is not read, as a package is missing
     NAMELESS = "nameless"  # names do not tell the patient
     REMARK = "remark"  # nothing is wrong with the data; it is said
 
 
-FAILURES = Kind.UNREADABLE, Kind.EMPTY, Kind.LOCALIZER  # what predict.py has no answer for
+# What predict.py has no answer for.
+FAILURES = Kind.UNREADABLE, Kind.EMPTY, Kind.LOCALIZER, Kind.PACKAGE
 
 
 class Problem(NamedTuple):
@@ -147,6 +149,9 @@ class Problem(NamedTuple):
     def lines(self) -> list[str]:
         """As it is printed. What asks for the patients is several lines, each printable."""
         return str(self).split("\n") if self.kind is Kind.NAMELESS else [str(self)]
+
+
+DAMAGED = "damaged, or not what its name says"  # of files; what is wrong with them follows
 
 
 class VolumeError(DataError):

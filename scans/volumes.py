@@ -7,11 +7,8 @@
 Geometry is in mm, in patient coordinates: x to the left, y to the back, z up.
 """
 
-import gzip
-import os
 import re
 import threading
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,13 +18,16 @@ from PIL import Image
 from common.program import MissingPackage
 from scans.archives import unpacked
 from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
+from scans.formats import DICOM_READER, check_claim, check_file, check_whole, data_files, reader_of
 from scans.names import side_in
-from scans.slices import DataError, Options, Slicing, TooShort, Volume, VolumeError
+from scans.slices import DAMAGED, DataError, Options, Slicing, TooShort, Volume, VolumeError
 
 PLANES = ("stored", "sagittal", "coronal", "axial")
 MIN_SLICES = 5  # fewer are a localizer
 MAX_PIXELS = 20_000_000  # a slice; far above any
 MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
+MM = 1e-9, 1e9  # of a voxel, in whatever unit
+FARTHEST = 1e6  # mm from the middle
 MIDLINE = 20.0  # mm; a volume centred nearer to x = 0 does not tell its side
 PERCENTILES = (1, 99.5)  # of the whole volume: black and white
 FIRST_READ, READ_BEFORE = threading.Lock(), set()  # see read_image_alone
@@ -49,7 +49,8 @@ TAGS = {
 
 def source_files(volume: Volume) -> tuple[str, ...]:
     """All files that its pixels are read from."""
-    return volume.parts + data_files(volume.path)
+    one_file = volume.parts == (volume.path,) and not volume.members
+    return volume.parts + (data_files(volume.path) if one_file else ())
 
 
 def side_of_position(volume: Volume) -> str | None:
@@ -84,9 +85,8 @@ def simpleitk():
 def one_line(error: Exception) -> str:
     """What SimpleITK says, without its source files and addresses."""
     text = str(error).rsplit("ERROR:", 1)[-1]
-    if "Unable to determine ImageIO" in text:
-        return "damaged, or not what its name says"
-    return " ".join(re.sub(r"\w+\(0x\w+\):", "", text).split())[:300]
+    text = " ".join(re.sub(r"\w+ ?\(0x\w+\):", "", text).split())[:200]
+    return f"{DAMAGED}: {text}"
 
 
 def read_header(path: str, is_dicom: bool = False) -> Volume:
@@ -94,15 +94,13 @@ def read_header(path: str, is_dicom: bool = False) -> Volume:
     if is_npy(path) or is_npz(path):
         return read_npy_header(path)
     sitk = simpleitk()
+    check_file(path)
     reader = sitk.ImageFileReader()
-    if is_dicom:  # not to ask every other format first: 0.35 ms a file in place of 0.45
-        reader.SetImageIO("GDCMImageIO")
+    reader.SetImageIO(reader_of(path, is_dicom))
     reader.SetFileName(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        if is_dicom:  # a picture whose name ends in .dcm
-            return read_header(path)
         raise VolumeError(path, one_line(error)) from None
     size, dimension = reader.GetSize(), reader.GetDimension()
     if dimension == 4 and size[3] == 1:
@@ -150,11 +148,16 @@ def check_volume(volume: Volume) -> None:
         problem = f"has {len(volume.size)} dimensions ({size}), expected one 3D volume"
     elif volume.components > 1:
         problem = f"has {volume.components} values a voxel (colours?), expected grey values"
-    elif not all(np.isfinite(s) and s > 0 for s in volume.spacing):
+    elif min(volume.size) < 1:
+        problem = f"claims {size} voxels"
+    elif not all(MM[0] <= s <= MM[1] for s in volume.spacing):
         problem = f"claims voxels of {' x '.join(map(str, volume.spacing))} mm"
+    elif not (np.abs([*volume.origin, *volume.direction.ravel()]) <= FARTHEST).all():
+        problem = "claims a position that no scanner has"
     elif np.prod(volume.size, dtype=float) > MAX_VOXELS:
         problem = f"claims {size} voxels, more than {MAX_VOXELS}"
     else:
+        check_claim(volume, source_files(volume))
         return
     raise VolumeError(volume.source, problem)
 
@@ -236,7 +239,8 @@ def read_pixels(volume: Volume) -> np.ndarray:
     """All voxels, float32 (k, j, i). SimpleITK applies slopes and inverts MONOCHROME1 itself."""
     if is_npy(volume.path):
         return read_npy_pixels(volume)
-    check_whole(volume)
+    if volume.parts == (volume.path,) and not volume.members:
+        check_whole(volume)
     if not volume.members:
         return read_files(volume.parts, volume.size)
     with unpacked(volume.path, volume.members) as paths:
@@ -247,14 +251,17 @@ def read_pixels(volume: Volume) -> np.ndarray:
 
 
 def read_image(paths: Sequence[str]):
-    """A SimpleITK image of one file, or of a file for each slice."""
+    """A SimpleITK image of one file, or of a file for each slice. Raises RuntimeError."""
     sitk = simpleitk()
     if len(paths) == 1:
-        return sitk.ReadImage(paths[0], sitk.sitkFloat32)
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(reader_of(paths[0], is_dicom=False))
+        reader.SetFileName(paths[0])
+    else:
+        reader = sitk.ImageSeriesReader()
+        reader.SetImageIO(DICOM_READER)
+        reader.SetFileNames(paths)
     reader.SetOutputPixelType(sitk.sitkFloat32)  # slices may have slopes of their own
-    reader.SetFileNames(paths)
     return reader.Execute()
 
 
@@ -276,63 +283,24 @@ def read_image_alone(paths: Sequence[str]):
 def read_files(paths: Sequence[str], size: tuple[int, ...]) -> np.ndarray:
     """The voxels of one file, or of a file for each slice, as float32 (k, j, i)."""
     sitk = simpleitk()
+    for path in paths:
+        check_file(path)
     try:
         image = read_image_alone(paths)
     except RuntimeError as error:
         for path in paths:  # which of them is it?
-            check_file(path, int(np.prod(size)) // len(paths))
+            check_slice(path, int(np.prod(size)) // len(paths))
         raise VolumeError(paths[0], one_line(error)) from None
     if image.GetNumberOfPixels() != np.prod(size):
         raise VolumeError(paths[0], "has changed since its header was read")
     return sitk.GetArrayFromImage(image).reshape(size[::-1])
 
 
-def check_file(path: str, pixels: int) -> None:
+def check_slice(path: str, pixels: int) -> None:
     """Raise VolumeError if a file can't be read, or has not so many pixels."""
-    sitk = simpleitk()
     try:
-        count = sitk.ReadImage(path).GetNumberOfPixels()
+        count = read_image([path]).GetNumberOfPixels()
     except RuntimeError as error:
         raise VolumeError(path, one_line(error)) from None
     if count != pixels:
         raise VolumeError(path, "has changed since its header was read")
-
-
-def data_files(path: str) -> tuple[str, ...]:
-    """The file with the pixels that a .mhd or .nhdr file names, if there is such a file."""
-    if not path.lower().endswith((".mhd", ".nhdr")):
-        return ()
-    with open(path, encoding="latin-1") as file:
-        named = re.search(r"^(?:ElementDataFile *=|data ?file:) *(.+)", file.read(65536), re.M)
-    data = os.path.join(os.path.dirname(path), named[1].strip()) if named else ""
-    return (data,) if os.path.isfile(data) else ()
-
-
-def check_whole(volume: Volume) -> None:
-    """Raise VolumeError if a NIfTI or MetaImage file is cut or damaged.
-
-    SimpleITK fills up a cut NIfTI file in silence; of MetaImage it complains past Python's stderr.
-    """
-    path, held = volume.path, 0
-    needed = int(np.prod(volume.size, dtype=float)) * volume.bits // 8
-    try:
-        if path.lower().endswith((".nii", ".nii.gz")):
-            offset = number_of(volume.tags.get("offset", "352"))
-            needed += int(offset) if np.isfinite(offset) else 352
-            with (gzip.open if path.lower().endswith(".gz") else open)(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    held += len(block)
-        elif path.lower().endswith((".mha", ".mhd")):
-            with open(path, "rb") as file:
-                text = file.read(65536)
-            if compressed := re.search(rb"^CompressedDataSize *= *(\d+)", text, re.M):
-                needed = int(compressed[1])
-            if local := re.search(rb"^ElementDataFile *= *LOCAL\s*?\n", text, re.M):
-                needed += local.end()
-            held = sum(map(os.path.getsize, data_files(path) or (path,)))
-        else:
-            return
-    except (OSError, EOFError, zlib.error) as error:
-        raise VolumeError(path, f"cut or damaged: {error}") from None
-    if held < needed:
-        raise VolumeError(path, f"cut, or its data file is missing: {held} of {needed} bytes")

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import whole_folder
+from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans.images import ImageError, bit_depth, read_image, to_grey
 from scans.names import Identity, written_name
@@ -45,6 +46,7 @@ class Result(NamedTuple):
     problem: Problem | None = None
 
 
+@quiet_libraries()
 def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> Written:
     """Write all slices into a new or empty folder, which appears when it is whole.
 

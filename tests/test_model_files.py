@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +102,8 @@ LATENTS = torch.zeros(SMALL["num_latents"], SMALL["latent_dim"])
         (["preprocessing", "mean"], None),
         (["preprocessing", "mean"], 10**400),
         (["preprocessing", "std"], 0.0),
+        (["preprocessing", "mean"], 1e38),
+        (["preprocessing", "std"], 1e-320),  # a quotient would be infinite
         (["preprocessing", "std"], True),
         (["preprocessing", "std"], torch.ones(2)),
         (["preprocessing", "image_size"], ["a", "b"]),
@@ -108,12 +113,22 @@ LATENTS = torch.zeros(SMALL["num_latents"], SMALL["latent_dim"])
         (["preprocessing", "image_size"], None),
         (["preprocessing", "classes"], "left"),
         (["preprocessing", "classes"], ["left", 1]),
+        (["preprocessing", "classes"], 5),
+        (["preprocessing", "classes"], []),
+        (["preprocessing", "classes"], ["left"]),
+        (["preprocessing", "classes"], ["left", "right", "both"]),
+        (["preprocessing", "classes"], ["left", "Left "]),
+        (["preprocessing", "classes"], ["left", " "]),
         (["calibration"], None),
         (["calibration"], {}),
         (["calibration", "temperature"], 0),
         (["calibration", "temperature"], -1.0),
         (["calibration", "temperature"], math.inf),
+        (["calibration", "temperature"], 1e-300),
         (["calibration", "temperature"], "1"),
+        (["calibration", "unsure_below"], math.nan),
+        (["calibration", "unsure_below"], 2),
+        (["calibration", "unsure_below"], "0.5"),
         (["calibration", "temperature"], torch.ones(2)),
         (["model"], [LATENTS]),
         (["model"], {}),
@@ -220,3 +235,82 @@ def test_file_that_is_no_checkpoint_is_one_line_naming_it(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         Perceiver.from_checkpoint("none.pt")
     assert not (tmp_path / "executed").exists()
+
+
+CLAIMS = [
+    (["config", "self_per_cross_attn"], 10**8),
+    (["config", "self_per_cross_attn"], 200),  # possible, but not with so few arrays
+    (["config", "depth"], 10**8),  # tied: no arrays of its own, and years
+    (["config", "depth"], 5000),
+    (["config", "input_axis"], 10**6),
+    (["config", "input_channels"], 10**18),
+    (["config", "num_freq_bands"], 10**18),
+    (["config", "latent_dim"], 10**18),
+    (["config", "latent_heads"], 10**18),
+    (["config", "num_classes"], 10**9),
+    (["preprocessing", "image_size"], [10**6, 10**6]),
+    (["preprocessing", "image_size"], [2**16, 2**16]),
+    (["preprocessing", "image_size"], [2**16] * 10**5),
+]
+LOAD = """
+import sys, time
+from perceiver import CheckpointError, Perceiver
+for path in sys.argv[1:]:
+    started = time.perf_counter()
+    try:
+        Perceiver.from_checkpoint(path)
+    except CheckpointError as error:
+        print(round(time.perf_counter() - started, 3), error)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def load_in_a_process(*paths: Path) -> tuple[list[str], int]:
+    """What is printed of each, "seconds error", and the most memory in kB that it took."""
+    command = [sys.executable, "-c", LOAD, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parents[1], timeout=60)
+    assert not done.stderr, done.stderr
+    *lines, memory = done.stdout.splitlines()
+    return lines, int(memory)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
+def test_what_a_file_claims_is_refused_before_it_takes_memory_or_time(tmp_path):
+    save(randomised(), tmp_path / "whole.pt")
+    paths = []
+    for keys, value in CLAIMS:
+        checkpoint = torch.load(tmp_path / "whole.pt", weights_only=True)
+        checkpoint[keys[0]][keys[1]] = value
+        paths.append(tmp_path / f"{len(paths)}.pt")
+        torch.save(checkpoint, paths[-1])
+
+    # One number, repeated: 64 MB and 256 GB of latents in a file of a few kB.
+    for count, width in ((2**10, 2**14), (10**8, 640)):
+        checkpoint = torch.load(tmp_path / "whole.pt", weights_only=True)
+        claimed = {"num_latents": count, "latent_dim": width}
+        checkpoint["config"] |= claimed
+        if count < 10**8:
+            with torch.device("meta"):
+                shapes = Perceiver(**{**SMALL, **claimed}).state_dict()
+            one = torch.zeros(1)
+            checkpoint["model"] = {name: one.expand(t.shape) for name, t in shapes.items()}
+        checkpoint["model"]["latents"] = torch.zeros(1).expand(count, width)
+        paths.append(tmp_path / f"{len(paths)}.pt")
+        torch.save(checkpoint, paths[-1])
+
+    _, usual = load_in_a_process(tmp_path / "whole.pt")
+    lines, memory = load_in_a_process(*paths)
+    assert len(lines) == len(paths)
+    for path, line in zip(paths, lines, strict=True):
+        seconds, text = line.split(" ", 1)
+        assert float(seconds) < 2 and text.startswith(f"{path}: not a checkpoint of this Perceiver")
+        assert len(text) < len(str(path)) + 200
+    assert "larger than what the file holds" in lines[-2]
+    assert memory < usual + 50_000
+
+
+def test_pipes_devices_and_folders_are_no_checkpoints_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")  # to open it would wait for ever
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero"), tmp_path, tmp_path / "none\0.pt"):
+        with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
+            Perceiver.from_checkpoint(path)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import predict
 from dataset import list_labelled
+from evaluation import answers
 from evaluation.explain import file_name
 from perceiver import Perceiver
 from scans.slices import DataError, Options, by_scan
@@ -81,7 +82,7 @@ def test_probabilities_stay_with_their_files_across_chunks(
         (folder / path.name).write_bytes(path.read_bytes() if i % 5 else b"damaged")
     checkpoint, one, many = str(finished_run / "best.pt"), tmp_path / "1", tmp_path / "7"
     assert predict.main([checkpoint, str(folder), "-o", str(one)]) == 1
-    monkeypatch.setattr(predict, "CHUNK", 7)
+    monkeypatch.setattr(answers, "CHUNK", 7)
     assert predict.main([checkpoint, str(folder), "-o", str(many)]) == 1
     for a, b in zip(*(read_csv(d / "predictions.csv") for d in (one, many)), strict=True):
         assert (a["path"], a["error"]) == (b["path"], b["error"])
@@ -179,6 +180,22 @@ def test_audit_that_can_compare_nothing_says_so_and_exits_2(finished_run, tmp_pa
     assert predict.main([str(finished_run / "best.pt"), str(tmp_path), "--audit"]) == 2
     output, error = capsys.readouterr()
     assert "1 unknown" in output and "nothing could be compared" in error
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=" ".join)
+def test_audit_of_labelled_files_that_cannot_be_read_compares_nothing(
+    finished_run, knees, tmp_path, capsys, flags
+):
+    (tmp_path / sorted(knees.iterdir())[0].name).write_bytes(b"damaged")
+    checkpoint = str(finished_run / "best.pt")
+    assert predict.main([checkpoint, str(tmp_path), "--audit", *flags]) == 2
+    assert "nothing could be compared, as nothing can be read" in capsys.readouterr().err
+    for i in range(3):  # these can be read, but nothing tells their label
+        Image.new("L", (20, 30)).save(tmp_path / f"knee_{i}.png")
+    assert predict.main([checkpoint, str(tmp_path), "--audit", *flags]) == 2
+    output, error = capsys.readouterr()
+    assert "nothing could be compared, as nothing tells a label" in error
+    assert "1 scans" not in output and "1 slices" not in output
 
 
 def test_audit_prints_what_needs_a_person_and_exits_3(finished_run, archive, capsys):
@@ -374,14 +391,14 @@ def test_a_checkpoint_of_the_last_version_says_what_it_said(tmp_path):
     assert float(scan["p_left"]) == pytest.approx(mean[0], abs=2e-5)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"damaged", "folder"])
+@pytest.mark.parametrize("content", [b"", b"damaged", "folder"])
 def test_nothing_that_can_be_read_is_a_row_with_the_error_and_exit_1(
     finished_run, tmp_path, capsys, content
 ):
     path = tmp_path / "knee_1.png"
     if content == "folder":
         path.mkdir()
-    elif content is not None:
+    else:
         path.write_bytes(content)
     output = tmp_path / "out"
     assert predict.main([str(finished_run / "best.pt"), str(path), "-o", str(output)]) == 1

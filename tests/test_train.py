@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import io
 import json
 import shutil
 import subprocess
@@ -248,3 +249,6 @@ def test_tensorboard_gets_scalars_and_pictures(knees, tmp_path):
     expected = [float(row["val_loss"]) for row in read_csv(folder / "metrics.csv")]
     assert losses == pytest.approx(expected)
     assert {"errors", "roc", "curves"} <= set(events.Tags()["images"])
+    for path in folder.glob("*.png"):  # pixel by pixel those of the run folder
+        shown = Image.open(io.BytesIO(events.Images(path.stem)[-1].encoded_image_string))
+        assert shown.tobytes() == Image.open(path).convert("RGB").tobytes()

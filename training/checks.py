@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from common.files import check_regular, temporary_name
-from common.program import DISK_FAILURES, MissingPackage, UserError, counted
-from common.signals import orderly
-from common.workers import choose_device, processes
+from common.files import check_regular
+from common.program import MissingPackage, UserError, counted
+from common.workers import choose_device, processes, rank
+from evaluation.answers import try_folder
 from perceiver import Perceiver
 from training.arguments import model_arguments
 from training.epoch import at_a_time
@@ -39,7 +39,9 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{needed / GB:,.0f} GB to train, and there are {there / GB:,.0f} GB: try a smaller "
             "--latent-dim, --num-latents or --depth"
         )
-    check_can_be_written("--output-dir", args.output_dir)
+    nearest_folder("--output-dir", args.output_dir)
+    if rank() == 0:
+        try_folder(args.output_dir)
     nearest_folder("--cache-dir", args.cache_dir)
     tables = [] if args.resume else [args.split_file, *(args.labels or [])]
     for table in filter(None, tables):
@@ -92,24 +94,6 @@ def nearest_folder(flag: str, folder: Path) -> Path:
     if not nearest.is_dir():
         raise UserError(f"{flag} {folder}: {nearest} is no folder")
     return nearest
-
-
-def check_can_be_written(flag: str, folder: Path) -> None:
-    """Write a file where it will be, and remove it: permissions do not tell of all that forbids it.
-
-    Raises UserError, or OSError if the disk is full.
-    """
-    probe = temporary_name(nearest_folder(flag, folder) / "probe.txt")
-    try:
-        with orderly():
-            try:
-                probe.write_bytes(b"\n")
-            finally:
-                probe.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in DISK_FAILURES:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
-        raise UserError(f"{flag} {folder}: can't be written: {error.strerror}") from error
 
 
 def check_matplotlib() -> None:

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from PIL import Image
 from test_perceiver import CPU, GRIDS, randomised
 from torch.nn.functional import layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import perceiver_pytorch_like
+from dataset import list_slices, load_dataset
+from evaluation import explain, plots
 from evaluation.explain import attention_maps, saliency
+from evaluation.predictions import predict
 from perceiver import fourier_positions
 
 
@@ -182,3 +186,33 @@ def test_target_that_is_no_class_is_refused(target):
     model, images = randomised(), torch.randn(2, 1, 8, 8)
     with pytest.raises(ValueError, match=r"target a class from 0 to 1, or one .* 2 images, got "):
         saliency(model, images, target)
+
+
+def test_montage_is_in_the_order_of_slices_whatever_that_of_the_paths(tmp_path, monkeypatch):
+    """Each slice has a grey of its own; the paths come as a shell's glob gives them."""
+    folder, numbers = tmp_path / "knees", range(12)
+    folder.mkdir()
+    (tmp_path / "drawn").mkdir()
+    for number in numbers:
+        grey = Image.new("L", (12, 10), 20 * number)
+        grey.save(folder / f"OAI9000001_BaseLine_3_00000_SAG_3D_DESS_WE_LEFT.nii.gz_{number}.png")
+    paths = sorted(folder.iterdir())
+    assert [path.stem.rpartition("_")[2] for path in paths[:4]] == ["0", "1", "10", "11"]
+    model = randomised(num_classes=2)
+    model.preprocessing |= {"image_size": [10, 12]}
+    montages = []
+    monkeypatch.setattr(plots, "draw_montage", lambda *args: montages.append(args))
+    for given in (paths, paths[::-1]):
+        listing = list_slices(given)
+        dataset = load_dataset(listing, (10, 12), tmp_path / "cache")
+        montages.clear()
+        predictions = predict(model, dataset)
+        explain.draw_attention(model, predictions, ["ok"], tmp_path / "drawn", workers=1)
+        ((_, labels, images, maps, *_),) = montages
+        assert [label.partition(":")[0] for label in labels] == list(map(str, numbers))
+        assert [int(image.mean()) for image in images] == [20 * number for number in numbers]
+        for i, s in enumerate(predictions.samples):  # what is said of each is its own
+            assert labels[s.number].endswith(f" {predictions.probabilities[i, 1]:.3f}")
+            image = model.normalise(dataset.batch(torch.tensor([i])))
+            own = attention_maps(model, image, average=True)[0, -1]
+            assert maps[s.number] == pytest.approx(own.numpy(), rel=1e-4)

@@ -13,6 +13,7 @@ from PIL import Image
 import dataset
 import predict
 import train
+from evaluation import answers
 from perceiver import Perceiver
 from scans.cache import decode_slices, open_pixels
 from scans.images import bit_depth, describe_depths, to_grey
@@ -137,13 +138,13 @@ def test_chunks_end_where_scans_end(monkeypatch):
         (100, [32]),
         (1, [4, 4, 4, 20]),
     ):
-        monkeypatch.setattr(predict, "CHUNK", size)
-        chunks = list(predict.chunks_of_scans(slices))
+        monkeypatch.setattr(answers, "CHUNK", size)
+        chunks = list(answers.chunks_of_scans(slices))
         assert [len(chunk) for chunk in chunks] == expected_sizes
         assert sorted(s.number for chunk in chunks for s in chunk) == list(range(32))
         scans = [scan for chunk in chunks for scan in {s.scan for s in chunk}]
         assert len(scans) == len(set(scans)) == 4
-    assert list(predict.chunks_of_scans([])) == []
+    assert list(answers.chunks_of_scans([])) == []
 
 
 def test_predictions_do_not_depend_on_chunks(tmp_path, monkeypatch, capsys):
@@ -156,7 +157,7 @@ def test_predictions_do_not_depend_on_chunks(tmp_path, monkeypatch, capsys):
     save_checkpoint(tmp_path / "model.pt", model)
     tables = []
     for chunk in (2048, 6, 3):
-        monkeypatch.setattr(predict, "CHUNK", chunk)
+        monkeypatch.setattr(answers, "CHUNK", chunk)
         arguments = [tmp_path / "model.pt", tmp_path / "new", "-o", tmp_path / f"out{chunk}"]
         assert predict.main([*map(str, arguments), "--device", "cpu"]) == 0
         error = capsys.readouterr().err

@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, write_knees
 from PIL import Image
 from volume_files import noise, sitk, volume, write_dicom, write_two_series
 
@@ -191,43 +193,66 @@ def test_folder_of_dicom_files_itself_is_a_scan_of_its_name(tmp_path):
 # ---- without SimpleITK ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "program, name",
-    [
-        *((name, "knees/left") for name in ("train.py", "predict.py", "dataset.py")),
-        ("train.py", "knees"),
-        ("predict.py", "knees/a.nii"),
-        ("dataset.py", "knees/a.nii"),
-        ("--write-slices", "knees/a.nii"),
-    ],
-)
-def test_without_simpleitk_one_line_says_what_to_install(tmp_path, program, name):
-    """Also where one DICOM file lies between PNGs."""
-    (tmp_path / "SimpleITK.py").write_text("raise ImportError('blocked')")
-    (tmp_path / "knees" / "left").mkdir(parents=True)
-    Image.new("L", (4, 3)).save(tmp_path / "knees" / "left" / "p1_1.png")
-    (tmp_path / "knees" / "left" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+@pytest.fixture
+def without_simpleitk(tmp_path) -> Callable:
+    """Runs a program of this name with data, where SimpleITK is not installed."""
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "SimpleITK.py").write_text("raise ImportError('blocked')")
+    model = Perceiver(2, num_latents=4, latent_dim=8, depth=1, latent_heads=1)
+    model.preprocessing |= {"classes": list(SIDES), "image_size": [16, 16]}
+    torch.save(model.checkpoint(), tmp_path / "model.pt")
+    out = tmp_path / "out"
+
+    def run(program: str, data: Path) -> subprocess.CompletedProcess:
+        if program == "dataset.py" and data.is_file():  # it takes no single file, but a manifest
+            data = tmp_path / "knees.csv"
+            data.write_text("path,label\nknees/a.nii,left\n")
+        arguments = {
+            "train.py": ["train.py", "--dry-run", "--data-dir", data, *TINY],
+            "predict.py": ["predict.py", tmp_path / "model.pt", data],
+            "dataset.py": ["dataset.py", data, "--contact-sheet", tmp_path / "sheet.png"],
+            "--write-slices": ["dataset.py", data, "--write-slices", out],
+        }[program]
+        return subprocess.run(
+            [sys.executable, ROOT / arguments[0], *arguments[1:]],
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "blocked")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["knees", "knees/a.nii"])
+@pytest.mark.parametrize("program", ["train.py", "predict.py", "dataset.py", "--write-slices"])
+def test_without_simpleitk_one_line_says_what_to_install(
+    tmp_path, without_simpleitk, program, name
+):
+    """Where nothing else can be read, or has a label."""
+    (tmp_path / "knees").mkdir()
+    (tmp_path / "knees" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
     (tmp_path / "knees" / "a.nii").write_bytes(b"")
-    data, out = tmp_path / name, tmp_path / "out"
-    if program == "dataset.py" and data.is_file():  # it takes no single file, but a manifest of it
-        data = tmp_path / "knees.csv"
-        data.write_text("path,label\nknees/a.nii,left\n")
-    if program == "predict.py":
-        model = Perceiver(2, num_latents=4, latent_dim=8, depth=1, latent_heads=1)
-        model.preprocessing |= {"classes": list(SIDES), "image_size": [16, 16]}
-        torch.save(model.checkpoint(), tmp_path / "model.pt")
-    arguments = {
-        "train.py": ["train.py", "--data-dir", data, "--output-dir", out],
-        "predict.py": ["predict.py", tmp_path / "model.pt", data],
-        "dataset.py": ["dataset.py", data, "--contact-sheet", tmp_path / "sheet.png"],
-        "--write-slices": ["dataset.py", data, "--write-slices", out],
-    }[program]
-    done = subprocess.run(
-        [sys.executable, ROOT / arguments[0], *arguments[1:]],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    if program in ("train.py", "dataset.py"):
+        Image.new("L", (4, 3)).save(tmp_path / "knees" / "p1_1.png")
+    if program == "train.py" and name != "knees":
+        pytest.skip("it takes no single file")
+    done = without_simpleitk(program, tmp_path / name)
     assert done.returncode == 2 and not done.stdout
-    assert len(done.stderr.splitlines()) == 1 and not out.exists()
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
     assert "pip install -r requirements-extra.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "program, code", [("train.py", 0), ("predict.py", 1), ("dataset.py", 0), ("--write-slices", 1)]
+)
+def test_one_dicom_file_between_pngs_is_named_without_simpleitk(
+    tmp_path, without_simpleitk, program, code
+):
+    write_knees(tmp_path / "knees", patients=4)
+    (tmp_path / "knees" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    done = without_simpleitk(program, tmp_path / "knees")
+    assert done.returncode == code, done.stderr
+    lines = [line for line in f"{done.stdout}{done.stderr}".splitlines() if "SimpleITK" in line]
+    assert len(lines) == 1 and str(tmp_path / "knees") in lines[0]
+    assert "pip install -r requirements-extra.txt" in lines[0]

@@ -215,7 +215,7 @@ def test_what_is_no_grey_volume_is_named_from_its_header(tmp_path):
     assert "4 dimensions" in said["a"] and "3 values a voxel" in said["b"]
     assert "2D image" in said["c"] and "not what its name says" in said["d"] + said["e"]
     assert "claims 90000 x 90000 x 6" in said["f"] and "only 3 slices" in said["g"]
-    assert len(said) == len(found.problems) == 8 and "2D image" in said["h"]
+    assert len(said) == len(found.problems) == 8 and "not what its name says" in said["h"]
     with pytest.raises(VolumeError, match=r"fhuge.mha: claims"):
         read(tmp_path / "fhuge.mha")
 
@@ -249,7 +249,7 @@ def test_a_damaged_gzip_and_a_missing_data_file_are_errors(tmp_path, capfd):
 
 
 def test_what_is_no_volume_at_all_is_named(tmp_path):
-    with pytest.raises(VolumeError, match=r"nowhere.nii: .*does not exist"):
+    with pytest.raises(VolumeError, match=r"nowhere.nii: no such file"):
         read(tmp_path / "nowhere.nii")
     sitk.WriteImage(volume(noise(6, 9, 9)), str(tmp_path / "a.nii"))
     with pytest.raises(DataError, match="plane must be one of"):
@@ -260,7 +260,7 @@ def test_a_file_that_has_become_another_is_named(tmp_path):
     path = tmp_path / "a.nrrd"
     sitk.WriteImage(volume(noise(6, 9, 9)), str(path))
     v = open_volume(path)
-    sitk.WriteImage(volume(noise(6, 9, 8)), str(path))
+    sitk.WriteImage(volume(noise(6, 9, 10)), str(path))
     with pytest.raises(VolumeError, match=r"a.nrrd: has changed since its header was read"):
         read_slices(v)
 

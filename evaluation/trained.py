@@ -1,0 +1,97 @@
+"""A trained model as predict.py takes it, and what its checkpoint keeps of how data is read.
+
+    model = open_trained(Path("runs/demo/best.pt"))
+    options = options_of(model, args)           # as in training, but for what these flags say
+
+train.py keeps the flags of KEPT beside classes, image size and scale, so that what was trained on
+and what is predicted are read alike. A checkpoint may come from anybody: all of it is checked.
+"""
+
+import argparse
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from common.program import UserError, typed
+from dataset import options_of as options_by_flags
+from perceiver import Perceiver, is_size, shown
+from scans.names import compile_pattern
+from scans.slices import DataError, Options
+from scans.volumes import PLANES
+
+KEPT = ("plane", "slices", "series", "echo", "name_pattern", "slices_per_scan")
+OF_NAMES = ("name_pattern", "slices_per_scan")  # together they tell scans: a flag replaces both
+LONGEST = 1000  # characters of a kept regular expression
+
+
+def kept_of(args: argparse.Namespace) -> dict:
+    """What a checkpoint keeps of the flags that say how data is read."""
+    return {name: getattr(args, name) for name in KEPT}
+
+
+def open_trained(path: Path, device: torch.device | str = "cpu") -> Perceiver:
+    """A model that tells classes of grey slices apart, and says all that its inputs need.
+
+    Raises CheckpointError or OSError as `Perceiver.from_checkpoint` does, and UserError for a
+    model of something else.
+    """
+    model = Perceiver.from_checkpoint(path, device)
+    known, config = model.preprocessing, model.config
+    for name in ("image_size", "classes"):
+        if known.get(name) is None:
+            raise UserError(f"{path}: does not say the {name} that it was trained on")
+    if len(known["classes"]) < 2:
+        raise UserError(f"{path}: has one class, {known['classes'][0]}: nothing to tell apart")
+    if (config["input_channels"], config["input_axis"], len(known["image_size"])) != (1, 2, 2):
+        raise UserError(f"{path}: not a model of grey images of two axes, as slices are")
+    for name in KEPT:
+        if known.get(name) is not None and not is_possible(name, known[name]):
+            flag = name.replace("_", "-")
+            raise UserError(f"{path}: keeps --{flag} {shown(known[name])}, which can't be")
+    return model
+
+
+def is_possible(name: str, value: object) -> bool:
+    """Whether a flag of KEPT can have this value."""
+    if name == "plane":
+        return isinstance(value, str) and value in PLANES
+    if name not in ("series", "name_pattern"):
+        return is_size(value)
+    if not isinstance(value, str) or len(value) > LONGEST:
+        return False
+    try:
+        if name == "name_pattern" and value:
+            compile_pattern(value)
+        re.compile(value)
+    except (DataError, re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
+    """How files are understood: by the flags that are given, and else as in training."""
+    kept = {name: model.preprocessing.get(name) for name in KEPT}
+    for name in replaced_by(args):
+        kept[name] = None
+    options = options_by_flags(args)
+    return replace(options, **{name: value for name, value in kept.items() if value})
+
+
+def replaced_by(args: argparse.Namespace) -> set[str]:
+    """What of KEPT flags say otherwise."""
+    given = {name for name in KEPT if getattr(args, name, None) is not None}
+    return given | set(OF_NAMES if given.intersection(OF_NAMES) else ())
+
+
+def describe_kept(model: Perceiver, args: argparse.Namespace) -> str:
+    """That names are read as in training, and how not to; "" where nothing of it is kept."""
+    flags = [
+        f"--{name.replace('_', '-')} {typed(str(model.preprocessing[name]))}"
+        for name in OF_NAMES
+        if model.preprocessing.get(name) and name not in replaced_by(args)
+    ]
+    if not flags:
+        return ""
+    return f"names are read as in training: {' '.join(flags)} (--name-pattern '' for none of it)"

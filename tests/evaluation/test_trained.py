@@ -1,0 +1,134 @@
+"""evaluation/trained.py: checkpoints of anybody as predict.py takes them, and what they keep."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+import predict
+import train
+from perceiver import Perceiver
+
+
+def edited(checkpoint: Path, path: Path, part: str, **values) -> str:
+    """A checkpoint with some values of a part of it changed."""
+    content = torch.load(checkpoint, weights_only=True)
+    content[part] |= values
+    torch.save(content, path)
+    return str(path)
+
+
+def test_predictions_that_are_not_finite_are_no_figures(finished_run, knees, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    weights = torch.load(finished_run / "best.pt", weights_only=True)["model"]
+    huge = {name: torch.full_like(weights[name], 3e38) for name in ("norm.weight", "head.weight")}
+    bad = edited(finished_run / "best.pt", tmp_path / "bad.pt", "model", **huge)
+    outputs = [str(tmp_path / name) for name in ("out", "pictures", "model.onnx")]
+    told = []
+    for flags in (
+        [str(knees)],
+        [str(knees), "--json"],
+        [str(knees), "--audit", "-o", outputs[0], "--attention", outputs[1]],
+        ["--export", outputs[2]],
+    ):
+        assert predict.main([bad, *flags]) == 2
+        told.append(capsys.readouterr())
+    assert all(output == "" for output, _ in told)
+    assert {error for _, error in told} == {
+        f"predict.py: {bad}: what it predicts is not finite; its weights are damaged, or were "
+        "never those of a trained model\n"
+    }
+    assert not any(map(os.path.exists, outputs))
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(classes=["left"]), "classes are ['left'], expected 2 different names"),
+        (dict(image_size=[16, 16, 16]), "not a model of grey images of two axes"),
+        (dict(plane="up"), "keeps --plane 'up', which can't be"),
+        (dict(slices=-1), "keeps --slices -1, which can't be"),
+        (dict(slices=True), "keeps --slices True, which can't be"),
+        (dict(slices_per_scan="40"), "keeps --slices-per-scan '40', which can't be"),
+        (dict(echo=1.5), "keeps --echo 1.5, which can't be"),
+        (dict(series="("), "keeps --series '(', which can't be"),
+        (dict(series="(" * 999), "which can't be"),
+        (dict(series="x" * 10**6), "which can't be"),
+        (dict(name_pattern=7), "keeps --name-pattern 7, which can't be"),
+        (dict(name_pattern="no group"), "keeps --name-pattern 'no group', which can't be"),
+    ],
+    ids=lambda value: f"{value}"[:30],
+)
+def test_what_a_checkpoint_keeps_of_reading_is_checked(
+    finished_run, knees, tmp_path, capsys, values, told
+):
+    path = edited(finished_run / "best.pt", tmp_path / "odd.pt", "preprocessing", **values)
+    assert predict.main([path, str(knees)]) == 2
+    output, error = capsys.readouterr()
+    assert output == "" and error.startswith(f"predict.py: {path}: ") and told in error
+    assert len(error.splitlines()) == 1 and len(error) < len(path) + 300
+
+
+def test_classes_with_control_characters_print_none(finished_run, knees, capsys):
+    names = ["left\x1b[31m", "ri\nght"]
+    path = edited(finished_run / "best.pt", Path("control.pt"), "preprocessing", classes=names)
+    for flags in ([], ["--json"], ["--audit"]):
+        predict.main([path, str(sorted(knees.iterdir())[0]), *flags])
+        output, error = capsys.readouterr()
+        assert "\x1b" not in output + error and len(output.splitlines()) == 1
+
+
+def test_a_checkpoint_that_is_not_calibrated_is_taken_and_said(finished_run, knees, capsys):
+    paths = [str(path) for path in sorted(knees.iterdir())[:8]]
+    assert predict.main([str(finished_run / "last.pt"), *paths]) == 0
+    output, error = capsys.readouterr()
+    assert "8 slices" in output and len(error.splitlines()) == 1
+    assert "last.pt is not calibrated" in error
+    assert predict.main([str(finished_run / "best.pt"), *paths]) == 0
+    assert not capsys.readouterr().err
+
+
+# ---- what is kept of names -----------------------------------------------------------------------
+
+
+def test_names_are_read_as_those_trained_on_unless_flags_say_otherwise(
+    finished_run, knees, tmp_path, capsys
+):
+    for path in sorted(knees.iterdir())[:16]:
+        side = "L" if "LEFT" in path.name else "R"
+        shutil.copy(path, tmp_path / f"7q{side}q_{path.stem.rsplit('_', 1)[1]}.png")
+    pattern = r"(?P<patient>\d+)q(?P<side>[LR])q_(?P<slice>\d+)"
+    kept = dict(name_pattern=pattern, slices_per_scan=None)
+    path = edited(finished_run / "best.pt", Path("kept.pt"), "preprocessing", **kept)
+
+    def expected(*flags: str) -> tuple[list[str], str]:
+        assert predict.main([path, str(tmp_path), "--json", *flags]) == 0
+        output, error = capsys.readouterr()
+        return [json.loads(line)["expected"] for line in output.splitlines()], error
+
+    sides, error = expected()
+    assert sorted(sides) == ["left", "right"]
+    assert error.startswith(f"note: names are read as in training: --name-pattern '{pattern}' (")
+    sides, error = expected("--name-pattern", "")
+    assert not any(sides) and "names are read" not in error
+
+    kept = dict(name_pattern=None, slices_per_scan=4)
+    path = edited(finished_run / "best.pt", Path("kept.pt"), "preprocessing", **kept)
+    sides, error = expected()
+    assert len(sides) == 4 and "as in training: --slices-per-scan 4 (--name-pattern ''" in error
+    sides, error = expected("--name-pattern", pattern)
+    assert len(sides) == 2 and "names are read" not in error
+
+
+def test_train_keeps_what_tells_names(knees, tmp_path):
+    pattern = r"(?P<patient>OAI\d+).*(?P<side>LEFT|RIGHT)"
+    flags = ["--name-pattern", pattern, "--series", "DESS", "--epochs", "1"]
+    arguments = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run"), *TINY, *flags]
+    assert train.main(arguments) == 0
+    known = Perceiver.from_checkpoint(tmp_path / "run/best.pt").preprocessing
+    assert (known["name_pattern"], known["series"]) == (pattern, "DESS")
+    assert known["slices_per_scan"] is known["echo"] is None
