@@ -16,7 +16,7 @@ from common.files import check_regular
 from common.program import MissingPackage, UserError, counted
 from common.workers import choose_device, processes, rank
 from evaluation.answers import try_folder
-from perceiver import Perceiver
+from perceiver import MOST, Perceiver
 from training.arguments import model_arguments
 from training.epoch import at_a_time
 
@@ -61,16 +61,18 @@ def check_image_size(args: argparse.Namespace, slices: int) -> None:
             f"there are {free / GB:,.0f} GB in memory or for --cache-dir: try a smaller size"
         )
     with torch.device("meta"):
-        token = 4 * Perceiver(**model_arguments(args)).token_dim  # bytes
+        width = Perceiver(**model_arguments(args)).token_dim
     batch = min(slices, math.ceil(at_a_time(args) / processes()))
     read = max(1, int(batch * args.token_fraction))
-    needed, there = read * tokens * token, memory_of(choose_device(args.device))
+    needed, there = 4 * read * tokens * width, memory_of(choose_device(args.device))
     if needed > there:
         raise UserError(
             f"{size}: {tokens:,} tokens a slice, {counted(batch, 'slice')} at a time, take "
             f"{needed / GB:,.0f} GB, and there are {there / GB:,.0f} GB: try a smaller size, or "
             "more --grad-accumulation"
         )
+    if tokens > MOST // width:  # no checkpoint of it could be read
+        raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
 
 
 def memory_of(device: torch.device) -> int:
