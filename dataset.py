@@ -38,7 +38,16 @@ from torch import Tensor
 
 from common import signals
 from common.csv_tables import write_csv
-from common.program import Parser, positive_int, print_lines, run_program, typed
+from common.program import (
+    Parser,
+    counted,
+    part,
+    positive_int,
+    print_lines,
+    run_program,
+    typed,
+    whole_number,
+)
 from scans import copies, splits
 from scans.cache import Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
@@ -83,6 +92,12 @@ class Dataset:
         """The class of each sample (m,), on the device of the pixels. Raises for one without."""
         labels = [self.classes.index(s.label) for s in self.samples]
         return torch.tensor(labels, dtype=torch.long, device=self.pixels.device)
+
+    @property
+    def lacking(self) -> list[str]:
+        """The classes of which there is no sample."""
+        present = {s.label for s in self.samples}
+        return [label for label in self.classes if label not in present]
 
     def batch(self, samples: Tensor) -> Tensor:
         """The uint8 pixels of some samples (b,): (b, 1, height, width), or (b, 1, depth, ...)."""
@@ -150,7 +165,8 @@ def split(
     so that each image counts once; by="scan" leaves all in.
 
     Raises:
-        DataError: also if a patient or an image is in two subsets, which by="scan" allows.
+        DataError: also if a patient or an image is in two subsets, which by="scan" allows, and if
+            a class is not in train.
     """
     check_classes_present(dataset.slices, dataset.classes)
     scans = by_scan(dataset.slices)
@@ -170,11 +186,18 @@ def split(
         if dataset.rows.ndim == 1:  # a scan is one sample, with all of its slices
             counted = [row not in repeated for row in dataset.rows.tolist()]
             dataset = dataset.subset(dataset.rows[torch.tensor(counted)])
-    subsets = [subset_of[s.scan] for s in dataset.samples]
-    return {
-        name: dataset.subset(dataset.rows[[i for i, of in enumerate(subsets) if of == name]])
+    subset_of_sample = [subset_of[s.scan] for s in dataset.samples]
+    subsets = {
+        name: dataset.subset(
+            dataset.rows[[i for i, of in enumerate(subset_of_sample) if of == name]]
+        )
         for name in splits.SUBSETS
     }
+    if lacking := subsets["train"].lacking:
+        advice = "more patients, smaller fractions for val and test, another seed or a split file"
+        advice = f"correct {split_file}" if split_file else f"it takes {advice}"
+        raise DataError(f"no {lacking[0]} slice is in train, to learn from: {advice}")
+    return subsets
 
 
 def split_as_told(
@@ -202,8 +225,9 @@ def describe_counts(listing: Listing) -> str:
     """How many slices, scans and patients there are, and how the patients are known."""
     scans = {s.scan for s in listing.slices}
     patients = {s.patient for s in listing.slices}
+    counts = {"slice": len(listing.slices), "scan": len(scans), "patient": len(patients)}
     known = f" ({listing.patients})" if listing.patients else ""
-    return f"{len(listing.slices):,} slices, {len(scans)} scans, {len(patients)} patients{known}"
+    return ", ".join(counted(count, unit) for unit, count in counts.items()) + known
 
 
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
@@ -218,12 +242,17 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
         )
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
-    for name, subset in subsets.items():
-        labels = {s.label for s in subset.samples}
-        for label in [label for label in dataset.classes if label not in labels]:
+    effects = {
+        "val": "the best epoch is chosen without any",
+        "test": "figures that need one are left out",
+    }
+    if len(dataset.classes) - len(subsets["val"].lacking) < 2:
+        effects["val"] += ", and predict.py will call every scan unsure"
+    for name, effect in effects.items():
+        for label in subsets[name].lacking:
             lines.append(
-                f"warning: no patient of {name} has a {label} slice; more may, with larger "
-                "--val-fraction and --test-fraction"
+                f"warning: no patient of {name} has a {label} slice: {effect}; more may have one "
+                f"with a larger --{name}-fraction"
             )
     return lines
 
@@ -239,8 +268,8 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add_naming_arguments(group)
     add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
     add("--split-file", type=Path, metavar="CSV", help="or as this table says: subset, scan")
-    add("--val-fraction", type=float, metavar="X", help="held out for validation (default: 0.125)")
-    add("--test-fraction", type=float, metavar="X", help="held out for the test (default: 0.125)")
+    add("--val-fraction", type=part, metavar="X", help="held out for validation (default: 0.125)")
+    add("--test-fraction", type=part, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
     add(
@@ -251,9 +280,13 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
         help="at most so many of a volume",
     )
     add(
-        "--cache-dir", type=Path, default="cache", metavar="DIR", help="for decoded slices, headers"
+        "--cache-dir",
+        type=Path,
+        default=Path("cache"),
+        metavar="DIR",
+        help="for decoded slices, headers",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of split, weights and order")
+    add("--seed", type=whole_number, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
     )

@@ -24,7 +24,6 @@ if __name__ == "__main__":  # while PyTorch is imported
     gc.disable()  # nothing of it is garbage; run_program goes on with that
 
 import argparse
-import inspect
 import math
 import os
 import sys
@@ -36,7 +35,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from common import signals
-from common.program import OutOfMemory, UserError, run_program, typed
+from common.program import OutOfMemory, UserError, counted, run_program, typed
 from common.workers import (
     agreed_signal,
     broadcast,
@@ -69,7 +68,8 @@ from scans.labelled import check_classes_present
 from scans.names import are_sides
 from scans.slices import DataError, by_scan
 from training import runfolder
-from training.arguments import DEMO_PATIENTS, parse_args
+from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
+from training.checks import check_arguments, check_image_size
 from training.epoch import (
     NonFiniteError,
     Progress,
@@ -80,6 +80,7 @@ from training.epoch import (
     validate,
 )
 from training.runfolder import Run
+from training.saved import plain, result_arguments
 
 
 def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[str, Dataset]:
@@ -103,6 +104,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     for problem in listing.problems:
         say(f"note: {problem}")
     check_classes_present(slices, classes)
+    check_image_size(args, len(slices))
     with first_process_first():  # the others open what it kept
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
         pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
@@ -118,7 +120,8 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     subsets = split_as_told(dataset, args, pairs, resumed)
     say(*describe_subsets(dataset, subsets))
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
-        say(f"warning: {len(leaks)} patients straddle subsets (--split scan): accuracy too good")
+        found = counted(len(leaks), "patient")
+        say(f"warning: {found} in more than one subset (--split scan): the accuracy is too good")
     return subsets
 
 
@@ -135,11 +138,6 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }
     return model
-
-
-def model_arguments(args: argparse.Namespace) -> dict:
-    names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
-    return {name: getattr(args, name) for name in names}
 
 
 def choose_products(model: Perceiver, products: dict[str, str] | None) -> None:
@@ -171,13 +169,11 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     device = join_processes(choose_device(args.device))
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = runfolder.choose_folder(args)
-    # Before anything slow: are these arguments a model, and is that a checkpoint?
+    check_arguments(args)
     board = runfolder.TensorBoard(folder) if args.tensorboard and rank() == 0 else None
-    resumed = runfolder.read_resumed(folder) if args.resume else None
+    resumed = runfolder.read_resumed(folder, result_arguments(args)) if args.resume else None
     if resumed and args.epochs < (done := resumed.progress.epoch - 1):
         raise UserError(f"--epochs {args.epochs}: the run has done {done} already")
-    with torch.device("meta"):
-        Perceiver(**model_arguments(args))
 
     with first_process_first():
         if args.demo and not args.data_dir.exists():
@@ -188,9 +184,9 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     )
     train = subsets["train"]
     args.classes = train.classes
-    data = {"slices": len(train.slices), "crc32": train.crc32}
+    data = runfolder.describe_data(subsets)
     if resumed:
-        say(runfolder.check_same_data(folder, data))
+        say(runfolder.check_same_data(folder, resumed.data, data))
 
     model = (resumed.model if resumed else new_model(args, train)).to(device)
     if device.type == "cpu":
@@ -201,7 +197,8 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         train = subsets["train"]
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
-    this = Run(folder, model, optimizer, resumed)
+    made_with = {"arguments": result_arguments(args), "data": data}
+    this = Run(folder, model, optimizer, made_with, resumed)
     if args.compile:
         for block in model.blocks:  # reading tokens is a few large kernels already
             block.latent_layers.compile()
@@ -213,7 +210,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     say(f"Perceiver: {parameters:.2f} M parameters, {tokens:,} tokens a slice, on {where}")
 
     def epoch() -> None:
-        save = partial(this.save, "last.pt")
+        save = None if args.dry_run else partial(this.save, "last.pt")
         train_one_epoch(trained, train, optimizer, this.progress, args, save, weights)
 
     if args.dry_run:
@@ -222,13 +219,16 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         say(f"dry run: one step, loss {loss:.4f}; no run folder made")
         return 0
     if rank() == 0:
-        start_folder(this, args, data, subsets, cleanup)
+        start_folder(this, args, subsets, cleanup)
     if resumed:
         say(describe_resumed(this.progress, args, len(train)))
-    with signals.asked(f"go on with: {runfolder.resume_command(folder)}"):
-        while this.progress.epoch <= args.epochs:
+    hint = f"go on with: {runfolder.resume_command(folder)}"
+    while this.progress.epoch <= args.epochs:
+        with signals.asked(hint):
             epoch()
-            row = validate(model, subsets["val"], len(train), this.progress, args)
+        signals.check()  # what came while it saved
+        row = validate(model, subsets["val"], len(train), this.progress, args)
+        with signals.asked(hint):
             is_best = this.end_epoch(row)
             if board:
                 board.add_epoch(row)
@@ -242,14 +242,13 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         board.add_pictures(folder, metrics["epoch"])
     say(*describe_test(metrics))
     say(f"run folder: {folder}")
-    say(f"next: {predict_command(folder / 'best.pt', subsets['test'])}")
+    say(f"next: {predict_command(folder / 'best.pt', subsets['test'], args)}")
     return 0
 
 
 def start_folder(
     run: Run,
     args: argparse.Namespace,
-    data: dict,
     subsets: dict[str, Dataset],
     cleanup: ExitStack,
 ) -> None:
@@ -257,7 +256,8 @@ def start_folder(
     run.folder.mkdir(parents=True, exist_ok=True)
     cleanup.enter_context(runfolder.locked(run.folder))
     runfolder.check_unused(run.folder, args)
-    runfolder.record_start(run.folder, vars(args), run.model, data)
+    arguments = {name: plain(value) for name, value in vars(args).items()}
+    runfolder.record_start(run.folder, arguments, run.model, run.made_with["data"])
     if not args.resume:
         scans = by_scan(subsets["train"].slices)
         splits.write_split(run.folder / "split.csv", scans, subset_of_scans(subsets))
@@ -269,7 +269,7 @@ def start_folder(
 
 def describe_resumed(progress: Progress, args: argparse.Namespace, count: int) -> str:
     if progress.epoch > args.epochs:
-        return f"all {args.epochs} epochs are done: testing again"
+        return f"{counted(args.epochs, 'epoch')} of {args.epochs} done: testing again"
     steps = math.ceil(count / args.batch_size)
     return (
         f"going on in epoch {progress.epoch} of {args.epochs}, after step {progress.step} of "
@@ -286,15 +286,18 @@ def describe_epoch(row: dict, epochs: int, is_best: bool) -> str:
     )
 
 
-def predict_command(checkpoint: Path, tested: Dataset) -> str:
-    """What to type next: predict.py on a scan that was tested."""
+def predict_command(checkpoint: Path, tested: Dataset, args: argparse.Namespace) -> str:
+    """What to type next: predict.py on a scan that was tested, with what tells its label."""
     first = tested.samples[0]
     scan = {s.source for s in tested.samples if s.scan == first.scan}
     source, pattern = Path(first.source), typed(first.source)
     start = str(source.with_suffix("")).rstrip("0123456789")
     if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
         pattern = f"{typed(start)}*{source.suffix}"
-    return f"python predict.py {typed(checkpoint)} {pattern}"
+    program = typed(runfolder.program("predict.py"))
+    words = ["--labels", *args.labels] if args.labels else []
+    words += ["--label-column", args.label_column] if args.label_column else []
+    return " ".join(["python", program, typed(checkpoint), pattern, *map(typed, words)])
 
 
 # ---- program -------------------------------------------------------------------------------------
@@ -314,14 +317,24 @@ def run_and_explain(args: argparse.Namespace, cleanup: ExitStack) -> int:
         more = 2 * args.grad_accumulation
         parts = [math.ceil(args.batch_size / processes() / n) for n in (more // 2, more)]
         raise OutOfMemory(
-            f"out of GPU memory with {parts[0]} slices at a time; try --grad-accumulation {more}: "
-            f"the same batch, {parts[1]} at a time"
+            f"out of GPU memory with {counted(parts[0], 'slice')} at a time; try "
+            f"--grad-accumulation {more}: the same batch, {parts[1]} at a time"
         ) from error
     except RuntimeError as error:
-        if type(error).__module__.startswith("torch._dynamo"):
-            reason = str(error).strip().splitlines()[0]
+        if args.compile and (reason := why_not_compiled(error)):
             raise UserError(f"--compile: {reason}; leave it out") from error
         raise
+
+
+def why_not_compiled(error: RuntimeError) -> str:
+    """What PyTorch's compiler lacks on this machine; "" for what is wrong in the code itself."""
+    from torch._dynamo.exc import BackendCompilerFailed  # slow to import, and long done here
+    from torch._inductor.exc import GPUTooOldForTriton, TritonMissing
+
+    if not isinstance(error, BackendCompilerFailed | GPUTooOldForTriton | TritonMissing):
+        return ""
+    inner = getattr(error, "inner_exception", error)
+    return " ".join([f"{type(inner).__name__}:", *str(inner).strip().splitlines()[:1]])
 
 
 def main(argv: list[str] | None = None) -> int:

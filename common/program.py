@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from common.signals import Interrupted
+from common.signals import Interrupted, hint
 
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -86,6 +86,11 @@ def typed(word: str | os.PathLike) -> str:
     return "$'" + escaped.replace("'", "\\'") + "'"
 
 
+def counted(number: int, unit: str) -> str:
+    """1, scan -> 1 scan; 1200, slice -> 1,200 slices"""
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
+
+
 def print_lines(*lines: str, to_error: bool = False) -> None:
     """Print each as one line, at once, so that a program that is stopped has said what it knew."""
     stream = sys.stderr if to_error else sys.stdout
@@ -132,7 +137,7 @@ def run_program(
         else:
             code, lines = 2, [describe_os_error(error)]
     except Interrupted as error:
-        code, lines = 128 + error.args[0], ["interrupted"]
+        code, lines = 128 + error.args[0], ["; ".join(filter(None, ["interrupted", hint()]))]
     except KeyboardInterrupt:
         code, lines = 130, ["interrupted"]
     if speaks() or code == 1:  # what is wrong with arguments or data is wrong for all processes
@@ -149,32 +154,45 @@ def describe_os_error(error: OSError) -> str:
 
 # ---- arguments -----------------------------------------------------------------------------------
 
+MOST_DIGITS = 18  # of a whole number: what 64 bits hold
+
+
+def whole_number(text: str) -> int:
+    """Raises ArgumentTypeError: what was expected, behind the name of the flag."""
+    return number_of(int, text, "a whole number")
+
+
+def number(text: str) -> float:
+    return number_of(float, text, "a number")
+
 
 def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+    return number_of(int, text, "a whole number of at least 1", lambda value: value >= 1)
 
 
 def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
+    return number_of(float, text, "a number above 0", lambda value: 0 < value < math.inf)
 
 
 def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return number_of(float, text, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def part(text: str) -> float:
+    return number_of(float, text, "a number above 0 and below 1", lambda value: 0 < value < 1)
+
+
+def number_of(
+    kind: type, text: str, expected: str, holds: Callable[[float], bool] = lambda _: True
+) -> int | float:
+    """A number of this kind for which it holds. Raises ArgumentTypeError with what was expected."""
+    got = text if len(text) <= 40 else f"{text[:40]}..."
+    try:
+        value = kind(text)
+    except ValueError:  # Python reads no whole number of more than 4300 digits either
+        value = None
+    if value is None or not holds(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {got}")
+    if kind is int and abs(value) >= 10**MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_DIGITS} digits, got {got}")
     return value
-
-
-def as_flag(name: str, value) -> str:
-    """An argument as it is typed: image_size, [76, 86] -> --image-size 76 86."""
-    flag = name.replace("_", "-")
-    if value is None or isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}" if value is False else f"no --{flag}"
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return " ".join([f"--{flag}", *map(str, values)])

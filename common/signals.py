@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from common import quiet
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
-PASSED_ON = 1.0  # seconds: torchrun passes on what its processes have just received themselves
+PASSED_ON = 5.0  # seconds: torchrun passes on what its processes have just received themselves
 
 
 class Interrupted(KeyboardInterrupt):
@@ -90,15 +90,20 @@ def orderly() -> Iterator[None]:
 
 
 @contextmanager
-def asked(hint: str) -> Iterator[None]:
+def asked(how_to_go_on: str) -> Iterator[None]:
     """As `orderly`, for a loop that asks `received()` after each step and saves before it stops."""
-    state.asked, state.hint = True, hint
+    state.asked, state.hint = True, how_to_go_on
     state.depth += 1
     try:
         yield
     finally:
         state.depth -= 1
         state.asked = False
+
+
+def hint() -> str:
+    """How to go on, as `asked` was told; "" before that."""
+    return state.hint
 
 
 def received() -> int:

@@ -28,8 +28,12 @@ def calibrate(predictions) -> Calibration:
     """Fit the temperature and the threshold of `unsure` on predictions of the validation subset.
 
     predictions: a predictions.Predictions; its logits are read, not its own temperature.
+    Where all are of one class, nothing is known of how often it is taken for another, or another
+    for it: the temperature is 1, and no scan is sure.
     """
     labels = predictions.labels
+    if len(np.unique(labels)) < 2:
+        return Calibration(1.0, 1.0, ERROR_RATE)
     temperature = fit_temperature(predictions.logits, labels, predictions.patients)
     calibrated = probabilities(predictions.logits, temperature)
     return Calibration(temperature, fit_threshold(calibrated, labels, ERROR_RATE), ERROR_RATE)

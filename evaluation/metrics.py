@@ -41,8 +41,9 @@ def score(outcomes: Outcomes, classes: list[str]) -> dict:
         classes' sensitivities).
         by_class: class -> {value, interval_95} of sensitivity, precision and roc_auc, each of this
         class against the rest.
-        A figure that needs a class which does not occur is None; so is the precision of a class
-        that is never predicted.
+        A figure that needs a class which does not occur is None: where all are of one class, also
+        its precision, as nothing could be taken for it wrongly. So is the precision of a class that
+        is never predicted.
     """
     probabilities, before = (
         np.asarray(p, dtype=float) for p in (outcomes.probabilities, outcomes.before)
@@ -61,6 +62,7 @@ def score(outcomes: Outcomes, classes: list[str]) -> dict:
             return np.append(measure(np.ones((1, draws.shape[1]))), measure(draws))
 
     numbers = range(len(classes))
+    there = [label for label in numbers if (labels == label).any()]
     sensitivities = [values_of(mean_over(patient, right, labels == c)) for c in numbers]
     precisions = [values_of(mean_over(patient, right, predicted == c)) for c in numbers]
     if len(classes) == 2:  # that of class 0 is the same; 1 - p would round some to ties
@@ -89,7 +91,7 @@ def score(outcomes: Outcomes, classes: list[str]) -> dict:
         "by_class": {
             name: {
                 "sensitivity": figure(sensitivities[c]),
-                "precision": figure(precisions[c]),
+                "precision": figure(precisions[c] if len(there) > 1 else precisions[c] * np.nan),
                 "roc_auc": figure(areas[c]),
             }
             for c, name in enumerate(classes)

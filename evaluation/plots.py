@@ -21,6 +21,7 @@ from common.pictures import (
     text_height,
     text_width,
 )
+from common.program import counted
 from evaluation.metrics import Outcomes, confidence_bins
 from evaluation.predictions import Example
 
@@ -46,10 +47,6 @@ def put_legend_below(axes: Axes, size: float) -> None:
     legend = axes.figure.legend(handles, labels, loc="outside lower center", fontsize=size)
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def counted(number: int, unit: str) -> str:
-    return f"{number:,} {unit}" + ("s" if number != 1 else "")
 
 
 # ---- training ------------------------------------------------------------------------------------

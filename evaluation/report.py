@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from common.csv_tables import write_csv
 from common.files import write_json
+from common.program import counted
 from evaluation.calibration import Calibration
 from evaluation.metrics import score
 from evaluation.predictions import Example, Predictions, probability_columns
@@ -67,7 +68,10 @@ def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
     scored = {"slice": metrics["slices"], "scan": metrics["scans"]}
     plots.draw_confusion_matrix(scored, classes, folder / "confusion_matrix.png")
     plots.draw_calibration(outcomes, scored, folder / "calibration.png")
-    plots.draw_roc(outcomes, scored, classes, folder / "roc.png")
+    if any(of["roc_auc"]["value"] is not None for of in metrics["slices"]["by_class"].values()):
+        plots.draw_roc(outcomes, scored, classes, folder / "roc.png")
+    else:
+        (folder / "roc.png").unlink(missing_ok=True)  # of a test before the run went on
     plots.draw_errors(*least_right(predictions), folder / "errors.png")
 
 
@@ -105,13 +109,20 @@ def describe_test(metrics: dict) -> list[str]:
     """The figures in lines for a person."""
     known = f" ({metrics['patients_known']})" if metrics["patients_known"] else ""
     lines = [f"test of the best epoch, patients it never saw: {metrics['patients']}{known}"]
-    if metrics["patients"] < FEW_PATIENTS:
+    if 1 < metrics["patients"] < FEW_PATIENTS:
         lines.append("  (so few that the intervals say little)")
     if metrics["split"] == "scan":
         lines.append("  (not quite: with --split scan other scans of theirs were trained on)")
     for unit in ("slices", "scans"):
-        scored, text = metrics[unit], ""
+        scored, text = metrics[unit], ", of one patient: no interval"
         if scored["interval_95"]:
             text = ", 95 % interval over patients {:.2%} to {:.2%}".format(*scored["interval_95"])
-        lines.append(f"  {scored['accuracy']:.2%} of {scored['count']:,} {unit} right{text}")
+        count = counted(scored["count"], unit.removesuffix("s"))
+        lines.append(f"  {scored['accuracy']:.2%} of {count} right{text}")
+    tested = zip(metrics["slices"]["by_class"], metrics["slices"]["confusion_matrix"], strict=True)
+    if lacking := [name for name, row in tested if not any(row)]:
+        lines.append(
+            f"  (no {' and no '.join(lacking)} slice was tested: that says nothing of how well "
+            "classes are told apart, and ROC AUC and balanced accuracy are left out)"
+        )
     return lines

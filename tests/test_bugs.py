@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 from conftest import TINY
+from torch.nn import Sequential
 
 import dataset
 import predict
 import train
 from common.program import MissingPackage, UserError
-from perceiver import CheckpointError, ConfigError
+from perceiver import CheckpointError, ConfigError, FeedForward
 from scans import images, listing
 from scans.slices import DataError
 
@@ -140,6 +141,22 @@ def test_a_bug_ends_a_program_with_a_traceback_and_not_with_exit_2(arguments_of)
         assert error[-1].startswith("AttributeError: ") and "resizee" in error[-1]
 
 
+def failing_layers(error: Exception):
+    def forward(self, x):
+        raise error
+
+    return forward
+
+
+def test_what_compiling_finds_wrong_in_the_code_is_a_bug(arguments_of, monkeypatch, capsys):
+    from torch._dynamo.exc import TorchRuntimeError
+
+    monkeypatch.setattr(FeedForward, "forward", failing_layers(TorchRuntimeError("shapes differ")))
+    monkeypatch.setattr(Sequential, "compile", lambda self: None)
+    arguments = [*arguments_of("train.py"), "--compile"]
+    assert_traceback("train.py", arguments, TorchRuntimeError, capsys)
+
+
 # ---- what a user can cause -----------------------------------------------------------------------
 
 
@@ -173,6 +190,19 @@ def test_what_a_user_can_mend_is_one_line(
 
     monkeypatch.setattr(listing, "walk", fail)
     assert_line(program, arguments_of(program), code, text, capsys)
+
+
+def test_a_compiler_that_is_missing_is_one_line_with_its_reason(arguments_of, monkeypatch, capsys):
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    error = InductorError(InvalidCxxCompiler(), None)
+    monkeypatch.setattr(FeedForward, "forward", failing_layers(error))
+    monkeypatch.setattr(Sequential, "compile", lambda self: None)
+    arguments = [*arguments_of("train.py"), "--compile"]
+    assert train.main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("train.py: --compile: InvalidCxxCompiler: No working C++ compiler found")
+    assert line.endswith("; leave it out\n") and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -159,9 +159,9 @@ def test_scan_split_says_that_patients_straddle(knees, tmp_path, capsys):
         path.unlink()
     arguments = ["--data-dir", str(tmp_path / "knees"), *TINY, "--dry-run"]
     assert train.main(arguments) == 0
-    assert "straddle" not in capsys.readouterr().out
+    assert "in more than one subset" not in capsys.readouterr().out
     assert train.main([*arguments, "--split", "scan"]) == 0
-    assert "2 patients straddle subsets" in capsys.readouterr().out
+    assert "2 patients in more than one subset" in capsys.readouterr().out
 
 
 def test_all_unreadable_files_are_listed_before_training_and_nothing_is_written(
@@ -188,6 +188,51 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
     Perceiver.from_checkpoint(folder / "last.pt")  # as it was before the first step
 
 
+def test_a_failure_before_the_first_epoch_ends_speaks_of_no_best_checkpoint(
+    knees, tmp_path, capsys
+):
+    arguments = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run"), *TINY]
+    assert train.main([*arguments, "--lr", "1e6"]) == 1
+    error = capsys.readouterr().err
+    assert "; last.pt is from before; try a lower --lr" in error and "best.pt" not in error
+
+
+def test_a_class_that_is_not_in_train_is_refused(tmp_path, capsys):
+    """Three patients of one scan each fill three subsets: train has one class."""
+    write_knees(tmp_path / "knees", patients=3, slices=3)
+    for name in ("9000000*RIGHT", "9000001*RIGHT", "9000002*LEFT"):
+        for path in (tmp_path / "knees").glob(f"OAI{name}*"):
+            path.unlink()
+    arguments = ["--data-dir", str(tmp_path / "knees"), *TINY]
+    assert train.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "slice is in train, to learn from: it takes more patients" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_is_not_tested_leaves_figures_out_and_says_so(tmp_path, capsys):
+    write_knees(tmp_path / "knees", patients=5, slices=3)
+    for path in (tmp_path / "knees").glob("OAI900000[34]*RIGHT*"):
+        path.unlink()
+    scans = by_scan(list_labelled(tmp_path / "knees").slices)
+    of_patient = {"OAI9000003": "val", "OAI9000004": "test"}
+    subset_of = {name: of_patient.get(s[0].patient, "train") for name, s in scans.items()}
+    splits.write_split(tmp_path / "split.csv", scans, subset_of)
+    folder = tmp_path / "run"
+    arguments = ["--data-dir", str(tmp_path / "knees"), *TINY, "--output-dir", str(folder)]
+    assert train.main([*arguments, "--split-file", str(tmp_path / "split.csv")]) == 0
+    output = capsys.readouterr().out
+    assert "no patient of val has a right slice: the best epoch is chosen without any" in output
+    assert "of 1 scan right, of one patient: no interval" in output
+    assert "no right slice was tested: that says nothing of how well classes are told" in output
+    metrics = json.loads((folder / "test_metrics.json").read_text())
+    for unit in ("slices", "scans"):
+        for name in ("balanced_accuracy", "roc_auc"):
+            assert metrics[unit][name] == {"value": None, "interval_95": None}
+        assert metrics[unit]["by_class"]["left"]["precision"]["value"] is None
+    assert metrics["calibration"]["unsure_below"] == 1 and not (folder / "roc.png").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -195,11 +240,15 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoints(knees, tmp_pat
         (["--data-dir", "ONE-SIDED"], "no slice has the label right"),
         (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
-        (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and 0.125"),
+        (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and --test-fraction 0.125"),
         (["--data-dir", "KNEES", "--device", "tpu9"], "tpu9"),
         ([], "--data-dir"),
         (["--data-dir", "KNEES", "--epochs", "0"], "--epochs"),
-        (["--data-dir", "KNEES", "--lr", "nan"], "--lr"),
+        (["--data-dir", "KNEES", "--lr", "nan"], "--lr: expected a number above 0, got nan"),
+        (["--data-dir", "KNEES", "-b", "1e9"], "expected a whole number of at least 1, got 1e9"),
+        (["--data-dir", "KNEES", "-b", "1" + 18 * "0"], "expected at most 18 digits, got 1000"),
+        (["--data-dir", "KNEES", "--seed", 5000 * "9"], "a whole number, got 9999"),
+        (["--data-dir", "KNEES", "--max-freq", "x"], "--max-freq: expected a number, got x"),
         (["--data-dir", "KNEES", "--demo"], "--demo"),
     ],
 )
@@ -231,9 +280,14 @@ def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
     command = [sys.executable, ROOT / "train.py", "--data-dir", "knees", *TINY]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("val loss") == 12 and "next: python predict.py" in done.stdout
+    assert done.stdout.count("val loss") == 12
+    assert f"next: python {ROOT / 'predict.py'} runs/" in done.stdout
     assert done.stderr == ""
     assert len(list((tmp_path / "runs").iterdir())) == 1
+    typed = done.stdout.splitlines()[-1].removeprefix("next: python ")
+    command = f"{sys.executable} {typed}"  # as it stands there, from the same folder
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "expected " in done.stdout, done.stderr
 
 
 def test_tensorboard_gets_scalars_and_pictures(knees, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line of train.py, and what of it a resumed run may change."""
+"""The command line of train.py."""
 
 import argparse
 import inspect
@@ -6,10 +6,18 @@ import os
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from common.program import Parser, UserError, as_flag, fraction, positive_float, positive_int
+from common.program import (
+    Parser,
+    fraction,
+    number,
+    positive_float,
+    positive_int,
+    whole_number,
+)
 from dataset import add_data_arguments
 from perceiver import Perceiver
-from training.runfolder import launch_id, read_record
+from scans.splits import HELD_OUT
+from training.saved import as_typed, own_run, resumed_args
 
 # What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
 # augmentation keep so small a model from telling 18 patients apart by detail. 20 epochs were a
@@ -32,12 +40,6 @@ DEMO = {
     "augment": True,
     "mirror_swap": True,
 }
-
-# What a resumed run may change: nothing that its result depends on beyond rounding.
-HARMLESS = set(
-    "cache_dir compile data_dir device epochs grad_accumulation resume save_every_steps "
-    "tensorboard workers".split()
-)
 
 TOKEN_FRACTION = "share of the tokens that a training step reads; evaluation reads all"
 
@@ -72,8 +74,13 @@ def add_model_arguments(group: argparse._ActionsContainer) -> None:
         elif isinstance(default, str):
             group.add_argument(flag, choices=["geglu", "gelu"], **more)
         else:
-            metavar = "N" if isinstance(default, int) else "X"
-            group.add_argument(flag, type=type(default), metavar=metavar, **more)
+            kind, metavar = (whole_number, "N") if isinstance(default, int) else (number, "X")
+            group.add_argument(flag, type=kind, metavar=metavar, **more)
+
+
+def model_arguments(args: argparse.Namespace) -> dict:
+    names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
+    return {name: getattr(args, name) for name in names}
 
 
 def make_parser() -> Parser:
@@ -81,8 +88,6 @@ def make_parser() -> Parser:
         prog="train.py",
         description="Train a Perceiver to tell classes of slices apart, such as left and right "
         "knees, and test it.",
-        epilog="A run folder that already holds a run is never overwritten. --demo has defaults of "
-        f"its own: {' '.join(as_flag(name, value) for name, value in DEMO.items())}.",
     )
     data = parser.add_argument_group("data")
     add = data.add_mutually_exclusive_group().add_argument
@@ -114,6 +119,9 @@ def make_parser() -> Parser:
         "--tensorboard", action="store_true", help="write scalars and pictures for TensorBoard, too"
     )
     add("--dry-run", action="store_true", help="read, split, report, take one step, stop")
+    demo = " ".join(as_typed(parser, name, value) for name, value in DEMO.items())
+    parser.epilog = "A run folder that already holds a run is never overwritten. --demo has "
+    parser.epilog += f"defaults of its own: {demo}."
     return parser
 
 
@@ -134,44 +142,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.resume:
         args = resumed_args(parser, argv, args.resume)
     if not (args.data_dir or args.demo):
-        parser.error("one of --data-dir, --demo and --resume is needed")
+        known = f"{args.resume / 'args.json'} names no data; say --data-dir" if args.resume else ""
+        parser.error(known or "one of --data-dir, --demo and --resume is needed")
     if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
         parser.error("--split-file says which scans are held out: leave out the fractions")
-    return args
-
-
-def own_run(folder: Path) -> Path | None:
-    """The folder, if the torchrun that started this process has begun a run in it."""
-    try:
-        record = read_record(folder)
-    except UserError:
-        return None
-    return folder if "launch" in record and record["launch"] == launch_id() else None
-
-
-def resumed_args(
-    parser: argparse.ArgumentParser, argv: list[str] | None, folder: Path
-) -> argparse.Namespace:
-    """The arguments of the run in `folder`, with those of this command line that may differ."""
-    try:
-        saved = {**read_record(folder)["arguments"], "output_dir": str(folder)}
-    except UserError as error:
-        parser.error(str(error))
-    parser.set_defaults(**saved)
-    args = parser.parse_args(argv)
-    # Each part of a batch draws its own dropout.
-    dropout = saved.get("ff_dropout") or saved.get("attention_dropout")
-    harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
-    changed = []
-    for name, given in vars(args).items():
-        value = parser.get_default(name)  # the run's, or what it was before there was this flag
-        given = str(given) if isinstance(given, Path) else given
-        if name not in harmless and given != value:
-            changed.append(f"{as_flag(name, given)} (the run has {as_flag(name, value)})")
-    if changed:
-        parser.error(
-            f"{', '.join(changed)}: can't be changed on the way, because the result would; start "
-            "a new run"
-        )
-    args.resume = args.output_dir = folder
+    fractions = [args.val_fraction, args.test_fraction]
+    fractions = [HELD_OUT if value is None else value for value in fractions]
+    if sum(fractions) >= 1:
+        text = "--val-fraction {} and --test-fraction {}: leave nothing to train on"
+        parser.error(text.format(*fractions))
     return args

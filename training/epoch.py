@@ -25,6 +25,8 @@ from evaluation.predictions import predict
 from perceiver import Perceiver, autocast
 from training.augment import Augmentation
 
+COLUMNS = "epoch lr train_loss train_accuracy val_loss val_accuracy seconds".split()  # metrics.csv
+
 
 class NonFiniteError(UserError):
     """A loss, gradient or weight that is not a number."""
@@ -35,11 +37,13 @@ class NonFiniteError(UserError):
         super().__init__(message)
         self.batch = list(batch)  # names of its slices
         self.named_in: Path | None = None  # the file that holds them
+        self.kept: list[str] = []  # checkpoints that there are
 
     def __str__(self) -> str:
         named = f"; {self.named_in} names the slices of that batch" if self.named_in else ""
-        advice = "; best.pt and last.pt are from before; try a lower --lr"
-        return f"{self.args[0]}{named}{advice}"
+        verb = "are" if len(self.kept) > 1 else "is"
+        kept = f"; {' and '.join(self.kept)} {verb} from before" if self.kept else ""
+        return f"{self.args[0]}{named}{kept}; try a lower --lr"
 
 
 class Stopped(Exception):
@@ -80,10 +84,13 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     args: argparse.Namespace,
-    save: Callable[[], None],
+    save: Callable[[], None] | None,
     class_weights: Tensor | None = None,
 ) -> None:
     """Train on each sample once, from step `progress.step` on, and keep `progress` up to date.
+
+    Saves at the end, so that validation, which may take long, can be stopped at once; after a
+    signal; and after every `save_every_steps`.
 
     Raises:
         Stopped: after a signal, with the step done and saved.
@@ -148,8 +155,8 @@ def train_one_epoch(
                 raise non_finite_gradient(dataset, batches[failed], failed, progress, args)
             progress.loss_sum, progress.correct = reduce(sums.clone()).tolist()
             progress.seconds = time.perf_counter() - started
-        if stop or (saves and progress.step < len(batches)):
-            save()
+            if save:
+                save()
         if stop:
             raise Stopped(stop)
     bar.close()

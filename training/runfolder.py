@@ -13,6 +13,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,12 +28,13 @@ import torch
 from PIL import Image
 
 from common.csv_tables import write_csv
-from common.files import whole_file, write_json
-from common.program import MissingPackage, UserError, typed
+from common.files import read_json, whole_file, write_json
+from common.program import MissingPackage, UserError, counted, typed
 from common.workers import broadcast, processes, rank, wait_for_all
+from dataset import Dataset
 from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, read_checkpoint
-from training.epoch import NonFiniteError, Progress
+from training.epoch import COLUMNS, NonFiniteError, Progress
 
 RUN_FILES = ("last.pt", "best.pt", "metrics.csv", "test_metrics.json")  # a folder with one is taken
 
@@ -83,16 +85,22 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def program(name: str) -> Path:
+    """train.py or predict.py, named from where the user stands as train.py was."""
+    started = Path(sys.argv[0])
+    return started.with_name(name) if started.name == "train.py" else Path(name)
+
+
 def resume_command(folder: Path) -> str:
     launcher = "python" if processes() == 1 else f"torchrun --nproc-per-node {processes()}"
-    return f"{launcher} train.py --resume {typed(folder)}"
+    return f"{launcher} {typed(program('train.py'))} --resume {typed(folder)}"
 
 
 # ---- what made the run: args.json ----------------------------------------------------------------
 
 
 def describe_run(arguments: dict, model: Perceiver) -> dict:
-    """What made this run: for args.json."""
+    """What made this run: for args.json. arguments: as plain values."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
@@ -104,7 +112,8 @@ def describe_run(arguments: dict, model: Perceiver) -> dict:
     versions = {name: package.__version__ for name, package in packages.items()}
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
+        "arguments": arguments,
+        "directory": os.getcwd(),  # where relative paths start
         "started": datetime.now().isoformat(timespec="seconds"),
         "device": f"{device} {name}".strip(),
         "threads": torch.get_num_threads(),
@@ -125,15 +134,28 @@ def read_record(folder: Path) -> dict:
         raise UserError(f"{folder}: nothing to resume from: no such folder{hint}")
     if not (folder / "last.pt").is_file():
         raise UserError(f"{folder}: nothing to resume from: it holds no last.pt")
-    try:
-        record = json.loads((folder / "args.json").read_text())
-    except OSError as error:
-        raise UserError(f"{folder / 'args.json'}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{folder / 'args.json'}: damaged: {error}") from error
+    record = read_json(folder / "args.json", "record of a run")
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise UserError(f"{folder / 'args.json'}: not the arguments of a run")
     return record
+
+
+def check_record(folder: Path, record: dict) -> None:
+    """Raise UserError for what no run writes into args.json, besides its arguments."""
+    kinds = {"directory": (str, "text"), "resumed": (list, "a list"), "data": (dict, "an object")}
+    for name, (kind, called) in kinds.items():
+        if not isinstance(record.get(name, kind()), kind):
+            text = f"{name} is {shown(record[name])}, expected {called}"
+            raise UserError(f"{folder / 'args.json'}: {text}")
+    for name, value in record.get("data", {}).items():
+        if type(value) is not int:
+            text = f"{name} of data is {shown(value)}, expected a whole number"
+            raise UserError(f"{folder / 'args.json'}: {text}")
+
+
+def shown(value: object) -> str:
+    """Any value in a message, as JSON has it."""
+    return json.dumps(value, default=repr, skipkeys=True)[:100]
 
 
 def read_products(folder: Path) -> dict[str, str] | None:
@@ -146,34 +168,49 @@ def read_products(folder: Path) -> dict[str, str] | None:
     if products is not None and not (
         known and all(name in ("BLAS", "oneDNN") for name in products.values())
     ):
-        raise UserError(f"{folder / 'args.json'}: products are {products}, expected BLAS or oneDNN")
+        text = f"products are {shown(products)}, expected BLAS or oneDNN"
+        raise UserError(f"{folder / 'args.json'}: {text}")
     return products
 
 
 def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) -> None:
     """Write args.json; a resumed run adds how it went on.
 
-    `arguments` are the latest, so that it goes on the same way again; `data` tells whether the
-    images are still the same.
+    `arguments` are the latest, as plain values, so that it goes on the same way again; `data` tells
+    whether slices and images are still the same.
     """
     made = {**describe_run(arguments, model), "data": data}
     for left in folder.glob(".*.unfinished.*"):  # by a kill
         left.unlink()
     if arguments["resume"]:
         started = read_record(folder)
-        latest = {**made.pop("arguments"), "resume": None}
-        resumed = [*started.get("resumed", []), made]
-        made = {**started, "arguments": latest, "products": model.products, "resumed": resumed}
+        latest = {"arguments": {**made.pop("arguments"), "resume": None}}
+        latest |= {"directory": made.pop("directory"), "products": model.products}
+        made = {**started, **latest, "resumed": [*started.get("resumed", []), made]}
     write_json(folder / "args.json", made)
 
 
-def check_same_data(folder: Path, now: dict) -> str:
+def describe_data(subsets: dict[str, Dataset]) -> dict:
+    """What of the data a result depends on: how many slices, their pixels, labels and subsets."""
+    samples, whole = 0, subsets["train"]
+    for name, subset in subsets.items():
+        lines = (f"{name} {s.label} {s.scan} {s.number}\n" for s in subset.samples)
+        samples = zlib.crc32("".join(lines).encode(errors="surrogateescape"), samples)
+    return {"slices": len(whole.slices), "crc32": whole.crc32, "samples": samples}
+
+
+def check_same_data(folder: Path, before: dict, now: dict) -> str:
     """Raise UserError if a resumed run would see other slices. Returns a line to print."""
-    before = read_record(folder).get("data", now)
+    before = {**now, **before}  # old runs do not know all of it
     if now["slices"] != before["slices"]:
         raise UserError(
-            f"{now['slices']} slices; the run was started with {before['slices']}, and can't go on "
-            "with others"
+            f"{counted(now['slices'], 'slice')}; the run was started with {before['slices']}, and "
+            "can't go on with others"
+        )
+    if now["samples"] != before["samples"]:
+        raise UserError(
+            f"{folder}: the run was started with other labels, names or subsets of these slices "
+            "(split.csv, --labels, the manifest), and can't go on with others"
         )
     if now["crc32"] != before["crc32"]:
         return "warning: the images are not exactly those that the run was started with"
@@ -197,6 +234,7 @@ class Resumed(NamedTuple):
     model: Perceiver
     progress: Progress
     optimizer: dict  # its state
+    data: dict  # see `describe_data`
 
 
 class Run:
@@ -207,10 +245,12 @@ class Run:
         folder: Path,
         model: Perceiver,
         optimizer: torch.optim.Optimizer,
+        made_with: dict,
         resumed: Resumed | None = None,
     ):
+        """made_with: arguments and data that the result depends on, as plain values."""
         self.folder, self.model, self.optimizer = folder, model, optimizer
-        self.progress = Progress()
+        self.made_with, self.progress = made_with, Progress()
         if resumed:
             self.progress = resumed.progress
             groups = optimizer.state_dict()["param_groups"]  # our own: arguments, not state
@@ -223,6 +263,7 @@ class Run:
         if not all(tensor.isfinite().all() for tensor in self.model.parameters()):
             raise NonFiniteError(f"the weights became non-finite in epoch {self.progress.epoch}")
         more = {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
+        more |= self.made_with
         for name in names:
             save_checkpoint(self.folder / name, self.model, **more)
 
@@ -247,6 +288,7 @@ class Run:
 
 def name_failed_batch(folder: Path, error: NonFiniteError) -> None:
     """Write the names of the slices at which it failed into the run folder, and let it say so."""
+    error.kept = [name for name in ("best.pt", "last.pt") if (folder / name).exists()]
     if rank() > 0 or not (error.batch and folder.is_dir()):  # a dry run has no folder
         return
     error.named_in = folder / "failed_batch.txt"
@@ -266,17 +308,34 @@ def save_calibration(path: Path, model: Perceiver, calibration: Calibration) -> 
     """Keep the calibration in the model and in its checkpoint, which else stays as it is."""
     model.calibration = asdict(calibration)
     if rank() == 0:
-        content = read_checkpoint(path)
-        save_checkpoint(path, model, optimizer=content["optimizer"], progress=content["progress"])
+        of_model = model.checkpoint()
+        more = {k: v for k, v in read_checkpoint(path).items() if k not in of_model}
+        save_checkpoint(path, model, **more)
     wait_for_all()
 
 
-def read_resumed(folder: Path) -> Resumed:
-    """Raises CheckpointError if last.pt is not a whole checkpoint that a run can go on from."""
+def read_resumed(folder: Path, arguments: dict) -> Resumed:
+    """What last.pt holds, for a run with these arguments that its result depends on.
+
+    Raises:
+        CheckpointError: last.pt is not a whole checkpoint that a run can go on from.
+        UserError: args.json has been changed since.
+    """
     path = folder / "last.pt"
     model, checkpoint = Perceiver.from_checkpoint(path), read_checkpoint(path)
     progress = check_progress(path, checkpoint, model)
-    return Resumed(model, progress, checkpoint["optimizer"]["state"])
+    data = read_record(folder).get("data", {})
+    # What the checkpoint was made with; one of before arguments were kept there says less.
+    made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
+    made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
+    for name, value in [*arguments.items(), ("data", data)]:
+        kept = checkpoint.get("data", data) if name == "data" else made_with.get(name, value)
+        if repr(value) != repr(kept):  # in a foreign file a value may be anything
+            raise UserError(
+                f"{folder / 'args.json'}: {name} is {shown(value)}, but {path} was made with "
+                f"{shown(kept)}: put that back, or start a new run"
+            )
+    return Resumed(model, progress, checkpoint["optimizer"]["state"], data)
 
 
 def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
@@ -294,6 +353,8 @@ def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
     progress = Progress(**saved)
     sums = progress.loss_sum, progress.correct, progress.seconds
     sound = progress.epoch >= 1 and progress.step >= 0 and all(map(math.isfinite, sums))
+    sound = sound and not math.isnan(progress.best) and all(map(is_row, progress.rows))
+    sound = sound and isinstance(checkpoint.get("arguments", {}), dict)
     state = optimizer.get("state") if isinstance(optimizer, dict) else None
     sound = sound and isinstance(state, dict)
     for i, parameter in enumerate(model.parameters() if state and sound else ()):
@@ -304,6 +365,11 @@ def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
     if not sound or (begun and not state):
         raise CheckpointError(f"{path}: optimizer or progress do not fit the model or are damaged")
     return progress
+
+
+def is_row(row: object) -> bool:
+    """Whether it is what `validate` gives: numbers."""
+    return isinstance(row, dict) and all(type(row.get(name)) in (int, float) for name in COLUMNS)
 
 
 def sound_shape(tensor: object) -> tuple[int, ...] | None:

@@ -137,3 +137,11 @@ def test_calibration_is_fitted_on_all_predictions_and_holds_plain_values(k):
     values = asdict(found)
     assert list(values) == ["temperature", "unsure_below", "unsure_above_error_rate"]
     assert {type(value) for value in values.values()} == {float}  # a checkpoint holds no others
+
+
+def test_where_all_are_of_one_class_nothing_is_calibrated_and_nothing_is_sure():
+    logits = torch.tensor([[4.0, 0.0]]).expand(90, 2)
+    patients = [f"P{i % 9}" for i in range(90)]
+    found = calibrate(SimpleNamespace(logits=logits, labels=np.zeros(90, int), patients=patients))
+    assert (found.temperature, found.unsure_below) == (1.0, 1.0)
+    assert probabilities(logits, found.temperature).max() < found.unsure_below

@@ -197,6 +197,16 @@ def test_one_patient_has_no_interval_and_one_class_no_roc():
     assert scored["brier_score"]["interval_95"] is None
 
 
+def test_where_all_are_of_one_class_nothing_is_perfect():
+    scored = score_sides([0.1, 0.2, 0.8], [0, 0, 0], ["A", "B", "C"])
+    assert scored["accuracy"] == pytest.approx(2 / 3)
+    unknown = {"value": None, "interval_95": None}
+    assert scored["balanced_accuracy"] == scored["roc_auc"] == unknown
+    for name in SIDES:  # no right slice could be taken for a left one
+        assert scored["by_class"][name]["precision"] == unknown
+    assert scored["by_class"]["left"]["sensitivity"]["value"] == pytest.approx(2 / 3)
+
+
 def test_what_needs_a_class_that_does_not_occur_is_none_and_not_1():
     p, labels, patients = made_up_classes(3)
     labels, unknown = labels % 2, {"value": None, "interval_95": None}

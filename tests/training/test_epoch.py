@@ -125,7 +125,9 @@ def test_a_run_is_weighted_if_the_flag_says_so_and_stays_so(knees, tmp_path, cap
         with pytest.raises(SystemExit) as stopped:
             train.main(["--resume", str(tmp_path / name), "--class-weights", other])
         assert stopped.value.code == 2
-        assert f"error: --class-weights {other} (the run has" in capsys.readouterr().err
+        assert (
+            f"error: --class-weights {other} (the run was started with" in capsys.readouterr().err
+        )
 
 
 # ---- less than all tokens ------------------------------------------------------------------------

@@ -81,6 +81,37 @@ def test_when_a_process_dies_torchrun_goes_on_or_the_run_ends_and_can_go_on(tmp_
     assert train.main(["--resume", str(folder), "--epochs", str(len(epochs) + 1)]) == 0
 
 
+def test_a_ctrl_c_while_processes_validate_loses_no_step(tmp_path):
+    """The terminal sends it to all of them, and torchrun its own after it."""
+    write_knees(tmp_path / "knees", patients=5, slices=7)
+    folder, mark = tmp_path / "run", tmp_path / "validating"
+    (tmp_path / "slow.py").write_text(
+        "import sys, time, pathlib, train\n"
+        "def validate(*_):\n"
+        f"    pathlib.Path({str(mark)!r}).touch(); time.sleep(60)\n"
+        "train.validate = validate\n"
+        "sys.exit(train.main())\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    common = ["--data-dir", tmp_path / "knees", *TINY, "--output-dir", folder]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, tmp_path / "slow.py", *common],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    while not mark.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=25)[1]  # after 30 s torchrun would kill them
+    assert f"train.py --resume {folder}" in error
+    progress = torch.load(folder / "last.pt", weights_only=True)["progress"]
+    assert (progress["epoch"], progress["step"], progress["rows"]) == (1, 3, [])
+
+
 def epochs_done(folder: Path) -> list[int]:
     rows = torch.load(folder / "last.pt", weights_only=True)["progress"]["rows"]
     return [row["epoch"] for row in rows]

@@ -165,6 +165,50 @@ def test_a_second_signal_stops_at_once(knees, tmp_path):
     Perceiver.from_checkpoint(tmp_path / "run" / "last.pt")
 
 
+STOPPED_AT = """
+import os, sys, time, train, evaluation.report
+from training.augment import Augmentation
+module, name, number, nth = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+del sys.argv[1:5]
+holder = {"train": train, "run": train.Run, "os": os, "report": evaluation.report}[module]
+usual, calls = getattr(holder, name), []
+def call(*given, **named):
+    calls.append(None)
+    if len(calls) == nth:
+        os.kill(os.getpid(), number)
+        time.sleep(0.02)
+    return usual(*given, **named)
+setattr(holder, name, call)
+sys.exit(train.main())
+"""
+# Once in each phase: reading, the first files, saving, validating, the end of an epoch, the test.
+PHASES = [
+    ("train", "list_labelled", signal.SIGINT, 1),
+    ("train", "load_dataset", signal.SIGTERM, 1),
+    ("os", "replace", signal.SIGINT, 4),
+    ("os", "replace", signal.SIGTERM, 7),
+    ("train", "validate", signal.SIGINT, 2),
+    ("run", "end_epoch", signal.SIGTERM, 1),
+    ("train", "calibrate", signal.SIGINT, 1),
+    ("report", "write_csv", signal.SIGTERM, 1),
+]
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=lambda x: " ".join(map(str, x[:2])))
+def test_a_signal_in_any_phase_leaves_a_run_that_goes_on(whole_run, knees, tmp_path, phase):
+    folder, number = tmp_path / "run", phase[2]
+    given = ["--data-dir", knees, "--output-dir", folder, "--cache-dir", tmp_path / "cache"]
+    command = [sys.executable, "-c", STOPPED_AT, *phase[:2], str(int(number)), str(phase[3])]
+    done = subprocess.run([*command, *given, *FLAGS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + number and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*unfinished*"))
+    if phase[0] != "os" and (folder / "last.pt").exists():
+        assert f"go on with: python train.py --resume {folder}" in done.stdout + done.stderr
+    if (folder / "last.pt").exists():
+        assert train.main(["--resume", str(folder)]) == 0
+        assert_same_run(folder, whole_run)
+
+
 @pytest.mark.parametrize("program", ["train.py", "predict.py"])
 def test_ctrl_c_while_it_starts_is_no_traceback(program, knees):
     for delay in (0.1, 0.5, 1.0, 1.5):

@@ -1,0 +1,84 @@
+"""What can be told before any data is read, or decoded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, write_knees
+
+import train
+from training import checks
+
+ROOT = Path(__file__).parents[2]
+
+
+def refused(arguments: list, capsys) -> str:
+    try:
+        code = train.main([str(word) for word in arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    output = capsys.readouterr()
+    assert code == 2 and len(output.err.splitlines()) == 1
+    return output.err + output.out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--output-dir", "FILE"], "is a file; name a folder as --output-dir"),
+        (["--output-dir", "FILE/run"], "is no folder"),
+        (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
+        (["--cache-dir", "FILE"], "is no folder"),
+        (["--cache-dir", "FILE/cache"], "is no folder"),
+        (["--split-file", "none.csv"], "none.csv: No such file"),
+        (["--split-file", "FOLDER"], "a folder, expected a file"),
+        (["--labels", "none.csv"], "none.csv: No such file"),
+        (["--val-fraction", "0.9", "--test-fraction", "0.5"], "leave nothing to train on"),
+        (["--val-fraction", "nan"], "--val-fraction: expected a number above 0 and below 1"),
+        (["--test-fraction", "-0"], "--test-fraction: expected a number above 0 and below 1"),
+        (["--num-latents", "65536", "--latent-dim", "65536"], "GB to train, and there are"),
+        (["--depth", "100000000", "--no-weight-tie-layers"], "depth must be"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_it_is_refused_before_any_data_is_read(tmp_path, capsys, flags, message):
+    (tmp_path / "file").touch()
+    words = {"FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path)}
+    flags = [word.replace("FILE", words["FILE"]).replace("FOLDER", str(tmp_path)) for word in flags]
+    output = ["--output-dir", tmp_path / "run"] if "--output-dir" not in flags else []
+    said = refused(["--data-dir", "not-even-there", *TINY, *output, *flags], capsys)
+    assert message in said and "not-even-there" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--image-size", "1000000", "1000000"], "the pixels of 128 slices take 128,000 GB"),
+        (["--image-size", "12000", "12000", "-b", "128"], "slices at a time, take"),
+        (["--image-size", "9000", "9000", "-b", "1"], "81,000,000 tokens a slice, expected at"),
+    ],
+)
+def test_an_image_size_that_has_no_room_is_refused_before_it_is_decoded(
+    knees, tmp_path, capsys, monkeypatch, flags, message
+):
+    monkeypatch.setattr(checks, "memory_of", lambda device: 200 * 10**9)
+    output = ["--output-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
+    said = refused(["--data-dir", knees, *TINY, *output, *flags], capsys)
+    assert f"--image-size {flags[1]} {flags[2]}: " in said and message in said
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_broken_matplotlib_is_found_before_the_first_epoch(tmp_path):
+    write_knees(tmp_path / "knees", patients=3, slices=2)
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "matplotlib.py").write_text("raise ImportError('of another NumPy')")
+    command = [sys.executable, ROOT / "train.py", "--data-dir", "knees", *TINY]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.splitlines() == [
+        "train.py: matplotlib can't be imported (of another NumPy): pip install -r requirements.txt"
+    ]

@@ -1,0 +1,107 @@
+"""What is checked before anything slow: folders, tables, packages, memory.
+
+check_arguments(args)               # before anything is read
+check_image_size(args, slices)      # before anything is decoded
+"""
+
+import argparse
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from common.files import check_regular
+from common.program import MissingPackage, UserError, counted
+from common.workers import choose_device, processes, rank
+from evaluation.answers import try_folder
+from perceiver import MOST, Perceiver
+from training.arguments import model_arguments
+from training.epoch import at_a_time
+
+GB = 1e9
+OF_A_PARAMETER = 16  # bytes: itself, its gradient, and Adam's two means
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError, or OSError with a file's name, for what can't come to a good end.
+
+    Raises ConfigError if the arguments are no model.
+    """
+    with torch.device("meta"):  # shapes alone
+        model = Perceiver(**model_arguments(args))
+    needed = OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    there = memory_of(choose_device(args.device))
+    if needed > there:
+        raise UserError(
+            f"a model of {needed / OF_A_PARAMETER / 1e6:,.0f} M parameters takes "
+            f"{needed / GB:,.0f} GB to train, and there are {there / GB:,.0f} GB: try a smaller "
+            "--latent-dim, --num-latents or --depth"
+        )
+    nearest_folder("--output-dir", args.output_dir)
+    if rank() == 0:
+        try_folder(args.output_dir)
+    nearest_folder("--cache-dir", args.cache_dir)
+    tables = [] if args.resume else [args.split_file, *(args.labels or [])]
+    for table in filter(None, tables):
+        check_regular(table)
+    if not args.dry_run:
+        check_matplotlib()
+
+
+def check_image_size(args: argparse.Namespace, slices: int) -> None:
+    """Raise UserError if so many slices of this size, or a batch of their tokens, have no room."""
+    height, width = args.image_size
+    size, tokens = f"--image-size {height} {width}", height * width
+    pixels, free = slices * tokens, max(memory_of(torch.device("cpu")), disk_of(args.cache_dir))
+    if pixels > free:
+        raise UserError(
+            f"{size}: the pixels of {counted(slices, 'slice')} take {pixels / GB:,.0f} GB, and "
+            f"there are {free / GB:,.0f} GB in memory or for --cache-dir: try a smaller size"
+        )
+    with torch.device("meta"):
+        width = Perceiver(**model_arguments(args)).token_dim
+    batch = min(slices, math.ceil(at_a_time(args) / processes()))
+    read = max(1, int(batch * args.token_fraction))
+    needed, there = 4 * read * tokens * width, memory_of(choose_device(args.device))
+    if needed > there:
+        raise UserError(
+            f"{size}: {tokens:,} tokens a slice, {counted(batch, 'slice')} at a time, take "
+            f"{needed / GB:,.0f} GB, and there are {there / GB:,.0f} GB: try a smaller size, or "
+            "more --grad-accumulation"
+        )
+    if tokens > MOST // width:  # no checkpoint of it could be read
+        raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has in all; without end where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows
+        return 2**63
+
+
+def disk_of(folder: Path) -> int:
+    """Free bytes where a folder is, or will be."""
+    return shutil.disk_usage(nearest_folder("--cache-dir", folder)).free
+
+
+def nearest_folder(flag: str, folder: Path) -> Path:
+    """A folder, or the one in which it will be made. Raises UserError if a file is in the way."""
+    nearest = next(path for path in [folder, *folder.parents] if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {folder}: {nearest} is no folder")
+    return nearest
+
+
+def check_matplotlib() -> None:
+    """It draws after each epoch: one that can't be imported is found before the first."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        text = f"matplotlib can't be imported ({error}): pip install -r requirements.txt"
+        raise MissingPackage(text) from error
