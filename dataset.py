@@ -3,6 +3,7 @@
     python dataset.py AKOA_Analysis                          # what is in it, and a picture of it
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
     python dataset.py knees/ --write-split split.csv         # its folders train, val and test
+    python dataset.py knees/ --write-problems problems.csv   # all that can't be read, and why
     python dataset.py --clean-cache                          # remove what is of no use in cache/
 
     from dataset import list_labelled, load_dataset, split
@@ -15,7 +16,7 @@ grey levels, copies, problems and the split that train.py would make, and draws 
 few scans as the model will see them.
 
 Exit codes, as train.py's: 0 done, 2 unusable arguments or data (some files can't be read), 130
-interrupted. With --write-slices 1 if some can't be read: the others are written.
+interrupted. With --write-slices and --write-problems 1 if some can't be read.
 """
 
 import gc
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 
 from common import signals
-from common.files import abridged_lines
+from common.csv_tables import write_csv
 from common.program import (
     Parser,
     counted,
@@ -51,7 +52,7 @@ from scans import copies, splits
 from scans.cache import Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
 from scans.images import describe_depths
-from scans.labelled import check_classes_present, list_labelled
+from scans.labelled import check_classes_present, first_problems, list_labelled
 from scans.listing import list_slices
 from scans.series import SeveralSequences, describe_series
 from scans.slices import FAILURES, DataError, Kind, Listing, Options, Slice, by_scan
@@ -137,7 +138,7 @@ def load_dataset(
     if decoded.errors:
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
         count = f"{len(lines):,} files can't be read; mend or remove them:"
-        raise DataError(count, *abridged_lines(lines))
+        raise DataError(count, *first_problems(lines))
     return as_dataset(listing, decoded)
 
 
@@ -241,19 +242,8 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
         )
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
-    effects = {
-        "val": "the best epoch is chosen without any",
-        "test": "figures that need one are left out",
-    }
-    if len(dataset.classes) - len(subsets["val"].lacking) < 2:
-        effects["val"] += ", and predict.py will call every scan unsure"
-    for name, effect in effects.items():
-        for label in subsets[name].lacking:
-            lines.append(
-                f"warning: no patient of {name} has a {label} slice: {effect}; more may have one "
-                f"with a larger --{name}-fraction"
-            )
-    return lines
+    lacking = {name: subset.lacking for name, subset in subsets.items()}
+    return lines + splits.describe_lacking(lacking, dataset.classes)
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -271,20 +261,10 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--test-fraction", type=part, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
-    add(
-        "--slices",
-        type=positive_int,
-        default=40,
-        metavar="N",
-        help="at most so many of a volume",
-    )
-    add(
-        "--cache-dir",
-        type=Path,
-        default=Path("cache"),
-        metavar="DIR",
-        help="for decoded slices, headers",
-    )
+    at_most = "at most so many of a volume"
+    add("--slices", type=positive_int, default=40, metavar="N", help=at_most)
+    kept = "for decoded slices, headers"
+    add("--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help=kept)
     add("--seed", type=whole_number, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
@@ -301,12 +281,8 @@ def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     patients = "scan: where unknown, each scan is another person; named: so is each name"
     add("--patients", choices=["scan", "named"], help=patients)
     add("--series", metavar="REGEX", help="read DICOM series so described alone")
-    add(
-        "--echo",
-        type=positive_int,
-        metavar="N",
-        help="which of a series (default: 1, the shortest)",
-    )
+    echo = "which of a series (default: 1, the shortest)"
+    add("--echo", type=positive_int, metavar="N", help=echo)
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -335,6 +311,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CSV",
         help="write the split that folders make, and stop",
     )
+    problems = "write a table path,error of all that can't be read, and stop"
+    add("--write-problems", type=Path, metavar="CSV", help=problems)
     add("--clean-cache", action="store_true", help="remove outdated files of --cache-dir, and stop")
     add_data_arguments(parser)
     args = parser.parse_args(argv)
@@ -353,6 +331,8 @@ def run(args: argparse.Namespace) -> int:
         return keep_slices(args)
     if args.write_split:
         return keep_split(args)
+    if args.write_problems:
+        return keep_problems(args)
     from scans import overview  # matplotlib, which a notebook may not need
 
     sheet = args.contact_sheet
@@ -373,7 +353,7 @@ def run(args: argparse.Namespace) -> int:
     size = tuple(args.image_size)
     decoded = open_pixels(slices, size, args.cache_dir, args.workers)
     lines = [f"dataset.py: {slices[i].name}: {text}" for i, text in decoded.errors.items()]
-    print_lines(*abridged_lines(lines), to_error=True)
+    print_lines(*first_problems(lines), to_error=True)
     if len(decoded.errors) == len(slices):
         raise DataError(f"{args.data_dir}: none of the files can be read")
     whole = as_dataset(listing, decoded)
@@ -406,7 +386,7 @@ def keep_slices(args: argparse.Namespace) -> int:
     written = write_slices(listing, args.write_slices, args.workers)
     left_out = [p for p in listing.problems if p.kind not in (Kind.REMARK, Kind.NAMELESS)]
     lines = [f"dataset.py: {problem}" for problem in [*left_out, *written.problems]]
-    print_lines(*abridged_lines(lines), to_error=True)
+    print_lines(*first_problems(lines), to_error=True)
     for problem in listing.of_kind(Kind.REMARK, Kind.NAMELESS):
         first, *more = problem.lines
         print_lines(f"dataset.py: {first}", *more, to_error=True)
@@ -417,6 +397,17 @@ def keep_slices(args: argparse.Namespace) -> int:
         f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label"
     )
     return 1 if written.problems or listing.of_kind(*FAILURES) else 0
+
+
+def keep_problems(args: argparse.Namespace) -> int:
+    """--write-problems: a row for each file, folder or slice that can't be read."""
+    listing = list_slices(args.data_dir, args.classes, options_of(args))
+    decoded = open_pixels(listing.slices, tuple(args.image_size), args.cache_dir, args.workers)
+    rows = [{"path": p.path, "error": p.text} for p in listing.of_kind(*FAILURES)]
+    rows += [{"path": listing.slices[i].name, "error": x} for i, x in decoded.errors.items()]
+    write_csv(args.write_problems, rows, ["path", "error"])
+    print_lines(f"{args.write_problems}: {len(rows):,} can't be read")
+    return 1 if rows else 0
 
 
 def keep_split(args: argparse.Namespace) -> int:

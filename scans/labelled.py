@@ -47,7 +47,7 @@ def list_labelled(
         check_one_sequence(listing.slices)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
-        raise DataError(f"{len(lines):,} folders or volumes can't be read:", *abridged_lines(lines))
+        raise DataError(f"{len(lines):,} folders or volumes can't be read:", *first_problems(lines))
     remarks = listing.of_kind(Kind.REMARK)
     if unread := listing.of_kind(Kind.PACKAGE):
         paths = abridged([problem.path for problem in unread])
@@ -86,6 +86,13 @@ def list_labelled(
         lines = [describe_labels(labelled, listing.classes), *lines]
     remarks += [Problem("", Kind.REMARK, line) for line in lines]
     return Listing(labelled, remarks, listing.classes, listing.patients, listing.is_inferred)
+
+
+def first_problems(lines: list[str]) -> list[str]:
+    """The first few of what can't be read, a line each, and how to get a table of all."""
+    shown = abridged_lines(lines)
+    all_of_them = "  a table of all: python dataset.py DIR --write-problems CSV"
+    return shown if shown == lines else [*shown, all_of_them]
 
 
 def sort_slices(slices: list[Slice]) -> None:

@@ -36,15 +36,8 @@ from tqdm import tqdm
 from common import signals
 from common.files import whole_folder
 from common.program import Parser, UserError, positive_int, run_program
+from scans.phantom_plan import AKOA_PATIENTS, Scan, plan_scans
 
-# What AKOA holds: scans by side, and how many of them repeat another one's patient, visit and side,
-# or spell their side oddly. Other numbers of patients get these in proportion.
-AKOA_PATIENTS = 101
-AKOA_SCANS = {"right": 273, "left": 194}
-AKOA_REPEATS = {"right": 23, "left": 17}
-AKOA_ODD = {"right": 9, "left": 3}
-SPELLINGS = {"right": ("Right", "right", "R_I_G_H_T"), "left": ("Left", "left", "L_E_F_T")}
-VISITS = ("BaseLine", "12Month", "24Month", "36Month", "48Month", "72Month", "96Month")
 LITTER = ("Thumbs.db", ".DS_Store", "desktop.ini")
 
 SLICES, WIDTH, HEIGHT = 40, 260, 228
@@ -86,48 +79,6 @@ SHADING = 0.2  # standard deviation of each term of the coil's shading, from cen
 # patients; pose that differs between scans alone could not be learned from so few.
 SWAY = {"forward": 15.0, "up": 9.5, "lean": 21.5}  # mm, mm, degrees
 SWAY_PERIOD = (10.0, 20.0)
-
-
-class Scan(NamedTuple):
-    """One knee imaged once: its running number, and its file name up to the slice number."""
-
-    number: int
-    patient: int
-    side: str
-    stem: str
-
-
-def plan_scans(patients: int = AKOA_PATIENTS, seed: int = 0) -> list[Scan]:
-    """Decide who was scanned when and on which side, and name the files; draws no picture.
-
-    Raises UserError unless 3 <= patients <= 10,000.
-    """
-    if not 3 <= patients <= 10_000:
-        raise UserError(f"patients must be from 3 to 10000, not {patients}")
-    rng = np.random.default_rng([seed, patients])
-    identities = rng.choice(1_000_000, patients, replace=False)
-    share = patients / AKOA_PATIENTS
-    scans = []
-    for side, other_only in (("right", 7), ("left", 3)):
-        count = round(AKOA_SCANS[side] * share)
-        repeats = round(AKOA_REPEATS[side] * share)
-        # One patient in eight had the other knee alone scanned. The rest have this one scanned at
-        # the first visit, and at later ones as they come.
-        members = [index for index in range(patients) if index % 8 != other_only]
-        later = [(index, visit) for index in members for visit in VISITS[1:]]
-        rng.shuffle(later)
-        visits = ([(index, VISITS[0]) for index in members] + later)[: count - repeats]
-        visits += [visits[i] for i in rng.choice(len(visits), repeats, replace=False)]
-        spelled = [side.upper()] * count
-        odd = max(1, round(AKOA_ODD[side] * share))
-        for turn, i in enumerate(rng.choice(count, odd, replace=False)):
-            spelled[i] = SPELLINGS[side][turn % 3]
-        for (index, visit), word in zip(visits, spelled, strict=True):
-            # The running number makes the hexadecimal tag, hence the name, unique.
-            tag = (len(scans) * 65_537 + int(rng.integers(65_537))) % 16**5
-            name = f"OAI9{identities[index]:06d}_{visit}_3_{tag:05x}_SAG_3D_DESS_WE_{word}.nii.gz"
-            scans.append(Scan(len(scans), index, side, name))
-    return scans
 
 
 def draw(table: dict[str, tuple[float, float]], normals: np.ndarray) -> dict[str, float]:

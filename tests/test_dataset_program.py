@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, name_of
+from conftest import TINY, name_of, write_knees
 from PIL import Image
 
 import dataset
 import train
+from common.csv_tables import read_csv
 from dataset import Dataset, list_labelled, load_dataset, split
 from scans import splits
 from scans.cache import CHUNK
@@ -312,3 +313,26 @@ def test_data_of_one_class_is_described_before_it_can_not_be_split(tmp_path, cap
     output, error = capsys.readouterr()
     assert "3 slices, 3 scans, 3 patients" in output and sheet.exists()
     assert "no slice has the label right; there are left (3 slices)" in error
+
+
+@pytest.mark.parametrize("more", [[], ["--write-slices", "out"]])
+def test_many_bad_files_are_five_a_count_and_how_to_get_a_table_of_all(
+    tmp_path, monkeypatch, capsys, more
+):
+    monkeypatch.chdir(tmp_path)
+    write_knees(tmp_path / "knees", patients=3, slices=4)
+    for number, path in enumerate(sorted((tmp_path / "knees").iterdir())):
+        if number % 4:
+            path.write_bytes(b"\x1b[1mno picture")
+    assert dataset.main(["knees", *more]) == (1 if more else 2)
+    lines = capsys.readouterr().err.splitlines()
+    table = "  a table of all: python dataset.py DIR --write-problems CSV"
+    assert lines[5:] == ["  and 13 more", table]
+    assert dataset.main(["knees", "--write-problems", "problems.csv"]) == 1
+    rows = [row.cells for row in read_csv("problems.csv", "table").rows]
+    assert len(rows) == 18 and {*rows[0]} == {"path", "error"}
+    assert {row["error"] for row in rows} == {"not an image, or a damaged one"}
+    for row in rows:
+        Path(row["path"]).unlink()
+    assert dataset.main(["knees", "--write-problems", "problems.csv"]) == 0
+    assert (tmp_path / "problems.csv").read_text().splitlines() == ["path,error"]

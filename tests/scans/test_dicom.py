@@ -200,6 +200,7 @@ def without_simpleitk(tmp_path) -> Callable:
     (tmp_path / "blocked" / "SimpleITK.py").write_text("raise ImportError('blocked')")
     model = Perceiver(2, num_latents=4, latent_dim=8, depth=1, latent_heads=1)
     model.preprocessing |= {"classes": list(SIDES), "image_size": [16, 16]}
+    model.calibration["unsure_below"] = 0.6
     torch.save(model.checkpoint(), tmp_path / "model.pt")
     out = tmp_path / "out"
 

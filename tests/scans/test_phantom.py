@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from scans import phantom
-from scans.phantom import LITTER, SLICES, plan_scans, render_scan, write_phantoms
+from scans.phantom import LITTER, SLICES, render_scan, write_phantoms
+from scans.phantom_plan import AKOA_SCANS, plan_scans
 
 ROOT = Path(phantom.__file__).parent.parent
 PROGRAM = [sys.executable, "-m", "scans.phantom"]
@@ -46,9 +47,7 @@ def test_101_patients_give_the_scans_and_sides_of_akoa():
     assert len({parse(scan.stem)[0] for scan in scans}) == 101
     assert len({scan.stem for scan in scans}) == 467
     assert len({(scan.patient, parse(scan.stem)[1], scan.side) for scan in scans}) == 427
-    both = set.intersection(
-        *({s.patient for s in scans if s.side == side} for side in phantom.AKOA_SCANS)
-    )
+    both = set.intersection(*({s.patient for s in scans if s.side == side} for side in AKOA_SCANS))
     assert 60 <= len(both) < 101
 
 
@@ -68,9 +67,7 @@ def test_other_numbers_of_patients_scale_and_leave_nobody_out(patients):
     assert len(scans) == pytest.approx(patients * 467 / 101, abs=1.01)
     assert {scan.patient for scan in scans} == set(range(patients))
     assert len({scan.stem for scan in scans}) == len(scans)
-    both = set.intersection(
-        *({s.patient for s in scans if s.side == side} for side in phantom.AKOA_SCANS)
-    )
+    both = set.intersection(*({s.patient for s in scans if s.side == side} for side in AKOA_SCANS))
     assert len(both) >= patients / 2
 
 

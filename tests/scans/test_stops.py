@@ -1,0 +1,99 @@
+"""Ctrl-C while data is read: it acts within a second or so, and nothing half written is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 4  # a loaded machine is slow to start the handler
+# A dataset.py that says where it is, and is slow there: so that a signal meets it in each place.
+SLOW = """
+import sys, time
+import dataset
+from scans import archives, cache, copies, dicom, headers, images, listing, overview, writing
+
+def slow(module, name, seconds):
+    function = getattr(module, name)
+    def slowed(*arguments, **more):
+        print("at", name, file=sys.stderr, flush=True)
+        time.sleep(seconds)
+        return function(*arguments, **more)
+    setattr(module, name, slowed)
+
+place, module, seconds = sys.argv[1:4]
+slow(eval(module), place, float(seconds))
+sys.exit(dataset.main(sys.argv[4:]))
+"""
+PLACES = [
+    ("walk", "listing", 30, []),  # the folders
+    ("read_unit", "headers", 30, []),  # headers
+    ("read_header", "dicom", 0.3, []),  # those of an archive
+    ("read_slices", "cache", 0.5, []),  # pixels, of an archive that is unpacked
+    ("read_image", "cache", 0.5, []),
+    ("find_copies", "copies", 30, []),
+    ("draw_contact_sheet", "overview", 30, []),
+    ("read_image", "writing", 0.5, ["--write-slices", "out"]),
+    ("read_slices", "writing", 0.5, ["--write-slices", "out"]),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Images, and archives of DICOM files: so few that one process reads their headers."""
+    pytest.importorskip("SimpleITK")
+    from volume_files import make_oai
+
+    folder = tmp_path_factory.mktemp("stops") / "data"
+    rng = np.random.default_rng(0)
+    for patient in range(4):
+        for side in ("LEFT", "RIGHT"):
+            (folder / "akoa").mkdir(parents=True, exist_ok=True)
+            for number in range(10):
+                pixels = rng.integers(0, 255, (16, 16)).astype(np.uint8)
+                name = f"OAI{9000000 + patient}_BaseLine_1_0_{side}.nii.gz_{number}.png"
+                Image.fromarray(pixels).save(folder / "akoa" / name)
+    series = (("SAG_3D_DESS_RIGHT", 8, 0.7), ("SAG_3D_DESS_LEFT", 8, 0.7))
+    make_oai(folder / "oai", patients=3, visits=1, archives=True, series=series)
+    return folder
+
+
+@pytest.mark.parametrize("place, module, seconds, more", PLACES)
+def test_a_signal_stops_every_long_part_at_once_and_leaves_nothing(
+    data, tmp_path, place, module, seconds, more
+):
+    (tmp_path / "tmp").mkdir()
+    arguments = [data, "--patients", "named", "--cache-dir", tmp_path / "cache", "-j", "2", *more]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, place, module, str(seconds), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("at "):
+            break
+    else:
+        pytest.fail(f"it never came to {place}: {process.stdout.read()}")
+    time.sleep(0.1)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - start < SECONDS
+    assert process.returncode == 130
+    lines = [line for line in said.splitlines() if not line.startswith("at ")]
+    assert lines in (["dataset.py: stopped at once"], ["dataset.py: interrupted"])
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in left if "unfinished" in path.name or path.suffix == ".png"]
+    deadline = time.monotonic() + 5  # processes that read headers end by themselves
+    while list((tmp_path / "tmp").iterdir()):
+        assert time.monotonic() < deadline, list((tmp_path / "tmp").rglob("*"))
+        time.sleep(0.05)
