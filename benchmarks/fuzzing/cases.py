@@ -168,7 +168,8 @@ def put_checkpoint(rng: Random, source: Path, target: Path) -> list[str]:
 
 
 def mutated_tensor(tensor: object, rng: Random) -> tuple[object, str]:
-    if not isinstance(tensor, torch.Tensor) or not tensor.numel():
+    plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    if not (plain and tensor.numel()) or tensor.device.type == "meta":  # mutated before
         return torch.ones(3), "ones"
     numbers = [float("nan"), float("inf"), 3e38, -3e38, 1e-45, 1e20, 0.0, 1e30]
     number = rng.choice(numbers)
