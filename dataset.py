@@ -242,19 +242,8 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
         )
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
-    effects = {
-        "val": "the best epoch is chosen without any",
-        "test": "figures that need one are left out",
-    }
-    if len(dataset.classes) - len(subsets["val"].lacking) < 2:
-        effects["val"] += ", and predict.py will call every scan unsure"
-    for name, effect in effects.items():
-        for label in subsets[name].lacking:
-            lines.append(
-                f"warning: no patient of {name} has a {label} slice: {effect}; more may have one "
-                f"with a larger --{name}-fraction"
-            )
-    return lines
+    lacking = {name: subset.lacking for name, subset in subsets.items()}
+    return lines + splits.describe_lacking(lacking, dataset.classes)
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -272,20 +261,10 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--test-fraction", type=part, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
     add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
-    add(
-        "--slices",
-        type=positive_int,
-        default=40,
-        metavar="N",
-        help="at most so many of a volume",
-    )
-    add(
-        "--cache-dir",
-        type=Path,
-        default=Path("cache"),
-        metavar="DIR",
-        help="for decoded slices, headers",
-    )
+    at_most = "at most so many of a volume"
+    add("--slices", type=positive_int, default=40, metavar="N", help=at_most)
+    kept = "for decoded slices, headers"
+    add("--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help=kept)
     add("--seed", type=whole_number, default=0, metavar="N", help="of split, weights and order")
     add(
         "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
@@ -302,12 +281,8 @@ def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     patients = "scan: where unknown, each scan is another person; named: so is each name"
     add("--patients", choices=["scan", "named"], help=patients)
     add("--series", metavar="REGEX", help="read DICOM series so described alone")
-    add(
-        "--echo",
-        type=positive_int,
-        metavar="N",
-        help="which of a series (default: 1, the shortest)",
-    )
+    echo = "which of a series (default: 1, the shortest)"
+    add("--echo", type=positive_int, metavar="N", help=echo)
 
 
 def options_of(args: argparse.Namespace) -> Options:

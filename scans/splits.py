@@ -315,3 +315,19 @@ def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[st
         slices = sum(map(len, members))
         lines.append(f"{subset:<8}{patients:>9}{''.join(counts)}{slices:>9}")
     return lines
+
+
+def describe_lacking(lacking: dict[str, list[str]], classes: Sequence[str]) -> list[str]:
+    """What it means that val and test lack classes; lacking: subset -> those it has no slice of."""
+    effects = {
+        "val": "the best epoch is chosen without any",
+        "test": "figures that need one are left out",
+    }
+    if len(classes) - len(lacking["val"]) < 2:
+        effects["val"] += ", and predict.py will call every scan unsure"
+    return [
+        f"warning: no patient of {name} has a {label} slice: {effect}; more may have one with a "
+        f"larger --{name}-fraction"
+        for name, effect in effects.items()
+        for label in lacking[name]
+    ]
