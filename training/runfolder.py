@@ -374,8 +374,10 @@ def is_row(row: object) -> bool:
 
 def sound_shape(tensor: object) -> tuple[int, ...] | None:
     """The shape of a tensor of finite numbers; None of anything else."""
-    sound = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-    return tuple(tensor.shape) if sound and bool(tensor.isfinite().all()) else None
+    dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    if not dense or tensor.is_meta or tensor.is_nested or not tensor.is_floating_point():
+        return None
+    return tuple(tensor.shape) if bool(tensor.isfinite().all()) else None
 
 
 # ---- TensorBoard ---------------------------------------------------------------------------------

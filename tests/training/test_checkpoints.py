@@ -26,6 +26,8 @@ def change(content: dict, *keys, value) -> None:
     [
         (["optimizer", "state", 0, "exp_avg"], torch.zeros(3)),  # Adam would write past its end
         (["optimizer", "state", 0, "exp_avg_sq"], float("nan")),
+        (["optimizer", "state", 0, "step"], torch.ones((), device="meta")),
+        (["optimizer", "state", 0, "exp_avg"], torch.ones(2, 2).to_sparse()),
         (["optimizer"], {}),
         (["progress"], {"epoch": "x"}),
         (["progress", "step"], -1),
