@@ -41,6 +41,7 @@ from common.program import (
     OutOfMemory,
     Parser,
     UserError,
+    counted,
     positive_int,
     print_lines,
     printable,
@@ -258,7 +259,7 @@ class ScanLines:
         if sys.stdout.isatty() and verdict in COLOURS:
             verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
         expected = f", expected {printable(row['expected'])}" if row["expected"] else ""
-        slices = f"{row['slices']} slices" if row["slices"] > 1 else "1 slice"
+        slices = counted(row["slices"], "slice")
         shown = f"p_{shown_class(row['label'], self.classes)}"
         return (
             f"{printable(row['scan']):<{self.width}}  "

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from common.signals import Interrupted, hint
 
+LONGEST_LINE = 5000  # characters; paths have up to 4,096 bytes
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -72,9 +73,12 @@ def speaks() -> bool:
 def printable(text: str) -> str:
     """What can't be printed is escaped, so that no name of a file moves the cursor or fakes a line.
 
-    Control characters, line breaks, marks of writing direction, bytes that are no text.
+    Control characters, line breaks, marks of writing direction, bytes that are no text. Of a line
+    that no name of a file could fill, the middle is left out.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    half = LONGEST_LINE // 2
+    return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 def typed(word: str | os.PathLike) -> str:

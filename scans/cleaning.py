@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import read_json
+from common.program import counted
 from scans.cache import CACHE_VERSION, LEFT_BEHIND
 
 PIXELS = re.compile(r"([0-9a-f]{32})\.(npy|json)")
@@ -153,7 +154,7 @@ def describe_cleaned(files: list[Cleaned], folder: Path) -> list[str]:
         lines.append(f"{file.path}  {file.bytes / 1e6:.1f} MB  {fate}: {file.fate}")
     counts = len([file for file in files if file.is_removed]), len(files)
     lines.append(
-        f"{folder}: {counts[0]} files removed ({sums[True] / 1e6:.1f} MB), "
+        f"{folder}: {counted(counts[0], 'file')} removed ({sums[True] / 1e6:.1f} MB), "
         f"{counts[1] - counts[0]} kept ({sums[False] / 1e6:.1f} MB)"
     )
     return lines

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.files import abridged, read_json, write_json
-from common.program import UserError
+from common.program import UserError, counted
 from scans.slices import DataError, Slice
 
 SIZE = 24  # images are compared as 24 x 24 grey levels
@@ -262,7 +262,7 @@ def describe_copies(slices: list[Slice], pixels: Tensor, pairs: Pairs) -> list[s
         patients = {slices[position].patient for position, _ in within}
         lines.append(
             f"{describe_count(pixels, within)} are copies of others of the same patient and label, "
-            f"in {len(scans)} scans of {len(patients)} patients "
+            f"in {counted(len(scans), 'scan')} of {counted(len(patients), 'patient')} "
             f"(first: {slices[a].name} = {slices[b].name})"
         )
     return lines

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from common.files import abridged
+from common.program import counted
 from scans import names
 from scans.columns import (
     Column,
@@ -75,7 +76,7 @@ def identify(
     strangers = inferred if of_told and not in_both else []
     scans = {(x.way, x.rule, x.scan) for x in labelled or found if x.way}
     ways = Counter(f"{way}: {rule}" if rule else way for way, rule, _ in scans)
-    described = [f"{way} ({count} scans)" for way, count in ways.most_common()]
+    described = [f"{way} ({counted(count, 'scan')})" for way, count in ways.most_common()]
     unknown = [item for item in labelled if not item.patient]
     return Known(described if len(ways) > 1 else list(ways), unknown, strangers)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import abridged, abridged_lines
-from common.program import MissingPackage
+from common.program import MissingPackage, counted
 from scans import names
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
@@ -68,7 +68,7 @@ def list_labelled(
             raise DataError(f"{path}: no scan, but {short[0]}")
         raise DataError(nothing_labelled(path, others, listing.classes, options))
     if others:
-        text = f"{len(others)} slices have no label and are left out: {abridged(others)}"
+        text = f"{counted(len(others), 'slice')} without a label, left out: {abridged(others)}"
         remarks.append(Problem("", Kind.REMARK, text))
     if localizers := listing.of_kind(Kind.LOCALIZER):
         text = f"{len(localizers)} series are too short for a scan: "
@@ -118,7 +118,7 @@ def why_no_folder(path: str) -> str:
 def describe_labels(slices: list[Slice], classes: Sequence[str]) -> str:
     """The labels that a table tells, with what may be misspelt."""
     counts = Counter(s.label for s in slices)
-    text = "the labels are " + ", ".join(f"{x} ({counts[x]:,} slices)" for x in classes)
+    text = "the labels are " + ", ".join(f"{x} ({counted(counts[x], 'slice')})" for x in classes)
     for label in classes:
         others = [other for other in classes if other != label and not other.isdecimal()]
         for near in difflib.get_close_matches(label, others, 1, cutoff=0.8):
@@ -137,7 +137,9 @@ def check_classes_present(slices: list[Slice], classes: Sequence[str]) -> None:
     counts = Counter(s.label for s in slices)
     for label in classes:
         if not counts[label]:
-            there = ", ".join(f"{name} ({count:,} slices)" for name, count in counts.items())
+            there = ", ".join(
+                f"{name} ({counted(count, 'slice')})" for name, count in counts.items()
+            )
             raise DataError(f"no slice has the label {label}; there are {there}")
 
 
@@ -201,7 +203,7 @@ def nothing_labelled(
 ) -> str:
     """Why nothing of it can be trained on, and what to do."""
     first = f"; first: {unlabelled[0]}" if unlabelled else ""
-    what = f"{len(unlabelled)} slices but none with a label ({', '.join(classes)})"
+    what = f"{counted(len(unlabelled), 'slice')} but none with a label ({', '.join(classes)})"
     if options.labels:
         tables = ", ".join(map(str, options.labels))
         return f"{path}: {what}; no identifier of {tables} is a part of their paths{first}"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from common.files import abridged
-from common.program import printable, typed
+from common.program import counted, printable, typed
 from scans import names
 from scans.columns import Column, Meaning, Table, columns_of, running_columns, slice_column
 from scans.found import Found
@@ -68,12 +68,12 @@ def ask(
     what = "a manifest or --name-pattern can tell it, with a group (?P<patient>...)"
     if tried:
         what = "Add the flags that are true, or make a manifest:"
-    lines = [f"the names of {scans} scans, such as {unknown[0].path}, {how}. {what}"]
+    lines = [f"the names of {counted(scans, 'scan')}, such as {unknown[0].path}, {how}. {what}"]
     width = max((len(reading.flags) for reading in tried), default=0)
     for flags, patients, count in tried:
-        of = "each another person" if len(patients) == count else f"{count} scans"
+        of = "each another person" if len(patients) == count else counted(count, "scan")
         shown = f": {abridged(patients, 3)}" if "--name-pattern" in flags else ""
-        lines.append(f"  {flags:<{width}}  {len(patients)} patients, {of}{shown}")
+        lines.append(f"  {flags:<{width}}  {counted(len(patients), 'patient')}, {of}{shown}")
     if any(names.is_subset(part) for part in unknown[0].path.split("/")[:-1]):
         lines.append("  (with them, dataset.py DIR --write-split CSV for folders train and test)")
     return "\n".join(map(printable, lines))
@@ -84,9 +84,10 @@ def ask_of_strangers(others: int, strangers: list[Found]) -> str:
     scans = {item.scan: item for item in strangers}
     first = strangers[0]
     return (
-        f"the patients of {others} scans are told and those of {len(scans)} inferred from names "
-        f"({first.path} -> {first.patient}), and nobody is in both. If they are the same people, a "
-        "manifest or --name-pattern must tell one name of each; if not, add --patients named"
+        f"the patients of {counted(others, 'scan')} are told and those of {len(scans)} inferred "
+        f"from names ({first.path} -> {first.patient}), and nobody is in both. If they are the "
+        "same people, a manifest or --name-pattern must tell one name of each; if not, add "
+        "--patients named"
     )
 
 

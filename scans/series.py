@@ -14,7 +14,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from common.files import abridged, abridged_lines
-from common.program import MissingPackage
+from common.program import MissingPackage, counted
 from scans import names
 from scans.archives import is_archive
 from scans.dicom import Volumes, is_dicom, problem_of
@@ -225,7 +225,7 @@ def check_one_sequence(slices: Iterable[Slice]) -> None:
             scans[sequence] += 1
             patients[sequence].add(s.patient)
     lines = [
-        f"{sequence} ({number} scans of {len(patients[sequence])} patients)"
+        f"{sequence} ({counted(number, 'scan')} of {counted(len(patients[sequence]), 'patient')})"
         for sequence, number in scans.most_common()
     ]
     likely = scans.most_common(1)[0][0]

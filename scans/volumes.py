@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from common.program import MissingPackage
+from common.program import MissingPackage, counted
 from scans.archives import unpacked
 from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
 from scans.formats import DICOM_READER, check_claim, check_file, check_whole, data_files, reader_of
@@ -195,7 +195,9 @@ def plan_slicing(volume: Volume, options: Options = Options()) -> Volume:
     else:
         raise DataError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
     if (count := volume.size[axes[0]]) < MIN_SLICES:
-        raise TooShort(volume.source, f"only {count} slices, expected {MIN_SLICES} or more")
+        raise TooShort(
+            volume.source, f"only {counted(count, 'slice')}, expected {MIN_SLICES} or more"
+        )
     height, width = (volume.size[a] for a in axes[1:])
     spacing = [volume.spacing[a] for a in axes[1:]]
     if max(spacing) > 1.01 * min(spacing):

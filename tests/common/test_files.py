@@ -70,6 +70,12 @@ def test_a_name_is_one_line_without_control_characters(capsys):
         assert str(UserError(f"{name}: no scan", "two")) == f"{shown}: no scan\ntwo"
 
 
+def test_a_line_that_no_name_could_fill_is_shortened(capsys):
+    print_lines("a" * 4096, "\xff" * 2_000_000 + "end")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "a" * 4096 and len(second) < 5100 and second.endswith("end")
+
+
 def test_names_are_typed_as_a_shell_reads_them():
     for name in [*NAMES, "it's", "a b", "-x", "$HOME", "\\n'\n"]:
         command = ["bash", "-c", f"printf %s {typed(name)}"]

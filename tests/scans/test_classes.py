@@ -111,7 +111,7 @@ def test_group_label_of_a_pattern_tells_the_class(tmp_path, group):
 
 def test_class_without_a_slice_is_refused_with_the_classes_found_and_their_counts(tmp_path):
     write_images(tmp_path, "0/p1_1.png", "0/p1_2.png", "2/p2_1.png", "other/x.png")
-    found = r"no slice has the label 1; there are 0 \(2 slices\), 2 \(1 slices\)"
+    found = r"no slice has the label 1; there are 0 \(2 slices\), 2 \(1 slice\)"
     listing = list_labelled(tmp_path, ["0", "1", "2"])
     with pytest.raises(DataError, match=found):
         check_classes_present(listing.slices, listing.classes)

@@ -85,7 +85,9 @@ def test_incomplete_scan_copies_and_sideless_images_are_noted_by_name(tmp_path):
     assert len(slices) == 78
     assert any(f"{short} (38)" in note for note in notes)
     assert any("40 images are copies" in note for note in notes)
-    assert any("1 slices have no label" in note and "mystery.png" in note for note in notes)
+    assert any(
+        "1 slice without a label, left out" in note and "mystery.png" in note for note in notes
+    )
 
 
 def test_empty_missing_and_one_sided_folders_are_named(tmp_path):
@@ -94,7 +96,7 @@ def test_empty_missing_and_one_sided_folders_are_named(tmp_path):
     with pytest.raises(DataError, match="no images and no volumes; expected names like OAI"):
         listed(tmp_path)
     Image.new("L", (4, 3)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"1 slices but none with a label.*a\.png"):
+    with pytest.raises(DataError, match=r"1 slice but none with a label.*a\.png"):
         listed(tmp_path)
 
 
@@ -245,7 +247,7 @@ def test_localizers_and_volumes_that_contradict_themselves_are_left_out_of_train
     left_out = f"{tmp_path}/p3_LEFT.mha: the name says left, its position right: left out"
     assert left_out in notes
     assert f"1 series are too short for a scan: {tmp_path}/p1/scout" in notes
-    assert any("6 slices have no label and are left out" in note for note in notes)
+    assert any("6 slices without a label, left out" in note for note in notes)
     (tmp_path / "text.nrrd").write_text("hello")
     with pytest.raises(DataError, match=r"1 folders or volumes can't be read:\n  .*text\.nrrd: "):
         list_labelled(tmp_path)
