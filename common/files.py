@@ -130,7 +130,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises FileExistsError if `path` is a file, or a folder that holds something.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link to itself; name a new or empty folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty; name a new or empty folder")
     temporary = temporary_name(path)

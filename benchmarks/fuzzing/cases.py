@@ -5,10 +5,8 @@ may write to is WRITABLE; box/neighbour and the sound data of fuzzing/material.p
 """
 
 import contextlib
-import io
 import json
 import os
-import re
 import shlex
 import shutil
 import zlib
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.fuzzing import mutations
+from benchmarks.fuzzing.flags import argument_text, flag_values, flags_of
 from benchmarks.fuzzing.material import (
     CACHE,
     CHECKPOINT,
@@ -368,44 +367,6 @@ def of_command_line(rng: Random) -> Case:
             flag = rng.choice(flags_of(program))
             arguments += [flag, *flag_values(flag, rng)]
     return Case("command line", program, arguments)
-
-
-WRITTEN = (
-    "--output-dir --output --cache-dir --attention --write-slices --write-split --contact-sheet"
-)
-WRITTEN = set(f"{WRITTEN} --export".split())
-KNOWN_FLAGS: dict[str, list[str]] = {}  # of each program
-NEVER = {"--demo", "--compile", "--tensorboard", "--help", "--no-dry-run"}  # slow, or no dry run
-
-
-def flags_of(program: str) -> list[str]:
-    """All flags, as its help lists them."""
-    if program not in KNOWN_FLAGS:
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            MAINS[program](["--help"])
-        found = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text.getvalue()))
-        KNOWN_FLAGS[program] = sorted(found - NEVER)
-    return KNOWN_FLAGS[program]
-
-
-def flag_values(flag: str, rng: Random) -> list[str]:
-    """Those of a flag that is written to stay below ../out."""
-    if flag in WRITTEN:
-        place = f"../out/{hostile_name(rng)}{rng.choice(['', '.png', '.onnx', '.csv'])}"
-        if rng.random() < 0.3:
-            mutations.put_special(Path("../out/place"), rng.choice(mutations.SPECIAL[:10]))
-            place = rng.choice(["../out/place", "../out/place/below", "../out/place.png"])
-        return [place]
-    count = rng.choice((2, 2, 2, 1) if flag == "--image-size" else (0, 1, 1, 1, 1, 2, 3))
-    named = f"{MATERIAL}/labels.csv ../../material/run /dev/zero cuda meta mps cpu:7".split()
-    named += r"(?P<patient>\w+)_ (?P<slice>\w) (?P<label>.) (?P<scan>) (?P<patient>".split()
-    return [rng.choice([argument_text(rng), argument_text(rng), *named]) for _ in range(count)]
-
-
-def argument_text(rng: Random) -> str:
-    """What a shell can pass."""
-    return hostile_text(rng).replace("\0", "").replace("\ud800", "")
 
 
 def of_special_files(rng: Random) -> Case:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.csv_tables import read_csv, write_csv
-from common.files import NotAFile, abridged_lines, open_regular, read_json
+from common.files import NotAFile, abridged_lines, open_regular, read_json, whole_folder
 from common.program import UserError, print_lines, printable, typed
 
 
@@ -35,6 +35,17 @@ def test_pipes_sockets_devices_and_folders_are_refused_before_they_are_opened(tm
     for nothing in (tmp_path / "nothing", "a\0b"):
         with pytest.raises(FileNotFoundError):
             open_regular(nothing)
+
+
+def test_a_folder_is_not_made_where_a_link_leads_to_itself(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(FileExistsError, match="is a link to itself"), whole_folder(tmp_path / "a"):
+        pass
+    (tmp_path / "c").symlink_to("nothing")  # a link that leads nowhere yet is followed
+    with whole_folder(tmp_path / "c") as folder:
+        (folder / "x").touch()
+    assert (tmp_path / "nothing" / "x").exists()
 
 
 def test_what_is_exchanged_for_a_pipe_in_between_is_not_waited_for(tmp_path, monkeypatch):
