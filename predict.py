@@ -120,6 +120,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     Raises UserError.
     """
+    if args.checkpoint.is_dir():
+        raise UserError(
+            f"{args.checkpoint}: a folder; of a run, name {args.checkpoint / 'best.pt'}"
+        )
     for name in ("output", "attention"):
         folder = getattr(args, name)
         if folder and folder.exists() and not folder.is_dir():

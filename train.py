@@ -290,10 +290,10 @@ def predict_command(checkpoint: Path, tested: Dataset, args: argparse.Namespace)
     """What to type next: predict.py on a scan that was tested, with what tells its label."""
     first = tested.samples[0]
     scan = {s.source for s in tested.samples if s.scan == first.scan}
-    source, pattern = Path(first.source), typed(first.source)
-    start = str(source.with_suffix("")).rstrip("0123456789")
+    source, ending = os.path.splitext(first.source)
+    start, pattern = source.rstrip("0123456789"), typed(first.source)
     if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
-        pattern = f"{typed(start)}*{source.suffix}"
+        pattern = f"{typed(start)}*{ending}"
     program = typed(runfolder.program("predict.py"))
     words = ["--labels", *args.labels] if args.labels else []
     words += ["--label-column", args.label_column] if args.label_column else []

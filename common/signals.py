@@ -38,6 +38,7 @@ class State:
     received: int = 0
     at: float = 0.0
     depth: int = 0  # how many `orderly` are open
+    ending: bool = False  # whether Interrupted was raised: what cleans up is not interrupted
     asked: bool = False  # whether a loop asks `received()` itself, and check() does nothing
 
 
@@ -112,7 +113,8 @@ def received() -> int:
 
 
 def check() -> None:
-    """Raise Interrupted if a signal was received; for loops, in the main thread."""
+    """Raise Interrupted, once, if a signal was received; for loops, in the main thread."""
     main = threading.current_thread() is threading.main_thread()
-    if state.received and main and not state.asked:
+    if state.received and main and not (state.asked or state.ending):
+        state.ending = True
         raise Interrupted(state.received)

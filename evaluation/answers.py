@@ -145,8 +145,8 @@ def made_folder(folder: Path) -> Iterator[None]:
 def open_tables(folder: Path, classes: list[str]) -> Iterator[Callable[[Answers], None]]:
     """Write predictions.csv, a row for each slice and each problem, and scans.csv, as they come.
 
-    They have their names when both are whole: what stops it leaves older ones as they were. Where
-    that is the disk, what was computed is kept in files called partial, and a line says so.
+    They have their names when both are whole: what stops it leaves older ones as they were. What
+    was computed until a full disk or a signal is kept in files called partial, and a line says so.
     """
     done: list[Answers] = []
     shares = [f"p_{name}" for name in classes]
@@ -172,7 +172,10 @@ def open_tables(folder: Path, classes: list[str]) -> Iterator[Callable[[Answers]
                 yield add
             for name in columns:  # of an earlier run
                 partial_table(folder, name).unlink(missing_ok=True)
-        except OSError:  # the unfinished tables are gone: there is room for a part of them
+        except (
+            OSError,
+            KeyboardInterrupt,
+        ):  # the unfinished tables are gone: there is room for a part of them
             keep_partial(folder, columns, done)
             raise
 

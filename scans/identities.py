@@ -248,7 +248,12 @@ def refuse_odd_one(found: list[Found], scans: list[str], known: Counter, odd: se
         if scan in odd
     ]
     _, item, scan = min(counted, key=lambda x: x[0])
-    most = max(counted, key=lambda x: x[0] if x[2] == scan else 0)[1]
+    others = [
+        (count, other)
+        for count, other, of in counted
+        if of == scan and (other.label, other.patient) != (item.label, item.patient)
+    ]
+    most = max(others, key=lambda x: x[0])[1]
     what = "label" if item.label != most.label else "patient"
     own, theirs = getattr(item, what), getattr(most, what)
     raise DataError(

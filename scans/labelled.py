@@ -39,7 +39,7 @@ def list_labelled(
             its folder, names that tell no scans, or a scan of two labels or patients.
     """
     if not os.path.exists(path):
-        raise DataError(f"{path}: no such folder")
+        raise DataError(f"{path}: no such file or folder")
     if not (os.path.isdir(path) or is_manifest(os.fspath(path))):
         raise DataError(f"{path}: {why_no_folder(os.fspath(path))}")
     listing = list_slices(path, classes, options)

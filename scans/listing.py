@@ -149,10 +149,13 @@ def is_manifest(path: str) -> bool:
     return ends_so and os.path.exists(path) and not os.path.isdir(path)
 
 
-def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+def walk(
+    root: str | Path, problems: list[OSError], own: list[str]
+) -> Iterator[tuple[str, list[str]]]:
     """Each folder below root and its file names, in the same order on every machine.
 
-    Links are followed, and each folder is visited once. Folders that can't be read go to problems.
+    Links are followed, and each folder is visited once. Folders that can't be read go to problems,
+    and what these programs made themselves (caches, runs) to own.
     """
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=problems.append):
@@ -161,6 +164,10 @@ def walk(root: str | Path, problems: list[OSError]) -> Iterator[tuple[str, list[
             subfolders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
+        if folder != os.fspath(root) and names.is_cache_or_run(files):
+            own.append(folder)
+            subfolders.clear()
+            continue
         subfolders.sort()
         yield folder, sorted(files)
 
@@ -204,9 +211,9 @@ class Lister:
         Its own path says nothing: /data/left is not all left.
         """
         found: list[Found] = []
-        lost, failures, before = [], [], len(self.problems)
+        lost, failures, own, before = [], [], [], len(self.problems)
         not_images = []  # the other files of each folder
-        for folder, files in walk(root, failures):
+        for folder, files in walk(root, failures, own):
             inside = Path(folder).relative_to(root).as_posix()
             start = "" if inside == "." else f"{inside}/"
             images, others = [], []
@@ -225,6 +232,8 @@ class Lister:
         if lost:
             text = f"{len(lost)} links lead nowhere and are left out: {abridged(lost)}"
             self.note(Kind.REMARK, text)
+        if own:
+            self.note(Kind.REMARK, f"caches and runs are no data, left out: {abridged(own)}")
         explained = (*FAILURES, Kind.UNCHOSEN)
         if not (found or any(problem.kind in explained for problem in self.problems[before:])):
             self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))

@@ -16,6 +16,7 @@ from scans.slices import SIDES, Contradiction, DataError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.I | re.S)
 VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii\.gz|\.tar\.gz|\.\w+)?", re.S)
+KEPT_PIXELS = re.compile(r"[0-9a-f]{32}\.npy")  # in a cache: scans/cache.py
 SIDE_WORD = re.compile(r"(?<![^\W\d_])(left|right|l_e_f_t|r_i_g_h_t)(?![^\W\d_])", re.I)
 # OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0 (without its suffix .png)
 AKOA_NAME = re.compile(
@@ -252,6 +253,13 @@ def encode_name(text: str) -> str:
 
 def decode_name(text: str) -> str:
     return re.sub(r"%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), text)
+
+
+def is_cache_or_run(files: list[str]) -> bool:
+    """Whether these programs made a folder of these files: a cache of pixels, or a run."""
+    there = set(files)
+    kept = [name for name in files if KEPT_PIXELS.fullmatch(name)]
+    return {"args.json", "last.pt"} <= there or any(f"{name[:-4]}.json" in there for name in kept)
 
 
 def picture_name(name: str, digest: str) -> str:

@@ -313,7 +313,7 @@ def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[st
             f"{labels[label]:>{len(cell)}}" for label, cell in zip(classes, cells, strict=True)
         ]
         slices = sum(map(len, members))
-        lines.append(f"{subset:<8}{patients:>9}{''.join(counts)}{slices:>9}")
+        lines.append(f"{subset:<8}{patients:>9}{''.join(counts)}{slices:>9,}")
     return lines
 
 

@@ -270,7 +270,7 @@ def test_unreadable_files_are_listed_and_do_not_darken_the_rest(phantoms, tmp_pa
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere"], "nowhere: no such folder"),
+        (["nowhere"], "nowhere: no such file or folder"),
         (["KNEES", "--contact-sheet", "no/such/folder.png"], "expected a .png file in a folder"),
         (["KNEES", "--contact-sheet", "sheet"], "expected a .png file in a folder that exists"),
         (["KNEES", "--name-pattern", "("], "not a regular expression"),

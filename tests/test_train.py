@@ -236,7 +236,7 @@ def test_a_class_that_is_not_tested_leaves_figures_out_and_says_so(tmp_path, cap
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--data-dir", "nowhere"], "nowhere: no such folder"),
+        (["--data-dir", "nowhere"], "nowhere: no such file or folder"),
         (["--data-dir", "ONE-SIDED"], "no slice has the label right"),
         (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),

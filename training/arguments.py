@@ -119,7 +119,9 @@ def make_parser() -> Parser:
         "--tensorboard", action="store_true", help="write scalars and pictures for TensorBoard, too"
     )
     add("--dry-run", action="store_true", help="read, split, report, take one step, stop")
-    demo = " ".join(as_typed(parser, name, value) for name, value in DEMO.items())
+    demo = " ".join(
+        as_typed(parser, name, value) for name, value in DEMO.items() if name != "data_dir"
+    )
     parser.epilog = "A run folder that already holds a run is never overwritten. --demo has "
     parser.epilog += f"defaults of its own: {demo}."
     return parser

@@ -39,6 +39,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{needed / GB:,.0f} GB to train, and there are {there / GB:,.0f} GB: try a smaller "
             "--latent-dim, --num-latents or --depth"
         )
+    if args.data_dir.resolve() == args.output_dir.resolve():
+        raise UserError(
+            f"--output-dir {args.output_dir}: is --data-dir; its pictures would be data"
+        )
     nearest_folder("--output-dir", args.output_dir)
     if rank() == 0:
         try_folder(args.output_dir)

@@ -161,10 +161,16 @@ def test_ctrl_c_ends_soon_with_what_is_known_and_leaves_no_half_file(finished_ru
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
     lines, error = [first, *process.stdout], process.stderr.read()
-    assert process.wait() == 130 and error == "predict.py: interrupted\n"
+    *notes, last = error.splitlines()
+    assert process.wait() == 130 and last == "predict.py: interrupted"
     assert time.monotonic() - started < 5
     assert 64 <= len(lines) < 256 and all("8 slices (" in line for line in lines)
-    assert not output.exists()
+    for name, note in zip(("predictions", "scans"), notes, strict=True):
+        path = output / f"{name}.partial.csv"
+        rows = read_csv(path)
+        assert note == f"note: the first {len(rows):,} rows are in {path}"
+        assert len(rows) == len(lines) * (8 if name == "predictions" else 1)
+    assert len(list(output.iterdir())) == 2
 
 
 def test_tables_are_ended_where_nobody_reads_the_lines(finished_run, many, tmp_path):

@@ -12,6 +12,7 @@ from conftest import write_scan
 from image_files import listed, write_images, write_manifest
 from PIL import Image
 
+from scans.cache import open_pixels
 from scans.labelled import list_labelled
 from scans.listing import list_slices
 from scans.slices import DataError, Kind, Options, by_scan
@@ -91,7 +92,7 @@ def test_incomplete_scan_copies_and_sideless_images_are_noted_by_name(tmp_path):
 
 
 def test_empty_missing_and_one_sided_folders_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
         listed(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no images and no volumes; expected names like OAI"):
         listed(tmp_path)
@@ -229,6 +230,19 @@ def test_each_problem_has_its_kind(tmp_path):
         f"1 series are too short for a scan: {tmp_path}/knees/scout",
     ]
     assert {s.label for s in listing.slices} == {""}
+
+
+def test_caches_and_runs_in_the_data_are_no_data(tmp_path):
+    write_images(tmp_path, "OAI1_V_LEFT_3.png", "OAI2_V_RIGHT_3.png")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for name in ("args.json", "last.pt", "roc_1.png"):
+        (tmp_path / "runs" / "a" / name).write_bytes(b"")
+    open_pixels(list_slices(tmp_path).slices, (4, 4), tmp_path / "kept")
+    listing = list_slices(tmp_path)
+    assert [s.scan for s in listing.slices] == ["OAI1_V_LEFT", "OAI2_V_RIGHT"]
+    assert [str(problem) for problem in listing.problems] == [
+        f"caches and runs are no data, left out: {tmp_path}/kept, {tmp_path}/runs/a"
+    ]
 
 
 def test_folder_of_links_that_lead_nowhere_is_empty(tmp_path):

@@ -134,6 +134,17 @@ def test_one_wrong_row_of_a_manifest_is_named_and_takes_no_scan_apart(tmp_path, 
             listed(path)
 
 
+def test_scan_of_as_many_slices_of_two_patients_is_not_said_to_differ_from_itself(tmp_path):
+    rows = [f"m/shot {i}.png,l,p{i % 2}" for i in range(4)]
+    rows += [f"n{p}/shot {i}.png,r,q{p}" for p in range(3) for i in range(4)]
+    path = write_manifest(tmp_path, "\n".join(["path,label,patient", *rows]))
+    write_images(tmp_path, *(row.split(",")[0] for row in rows))
+    with pytest.raises(
+        DataError, match=r"its patient is (p0 and not p1|p1 and not p0): correct it"
+    ):
+        listed(path)
+
+
 def test_missing_files_of_a_manifest_are_five_a_count_and_what_paths_are_relative_to(tmp_path):
     path = write_manifest(tmp_path, "path,label,patient\n")
     path.write_text("path,label,patient\n" + "".join(f"x/{i}.png,l,p{i}\n" for i in range(100)))
