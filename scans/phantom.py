@@ -18,11 +18,17 @@ Exit codes: 0 done, 1 a full disk, 2 unusable arguments, 130 / 143 stopped by SI
 folder is written whole or not at all.
 """
 
+import gc
+import signal
+
+if __name__ == "__main__":  # while NumPy is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C
+    gc.disable()  # run_program goes on with that
+
 import argparse
 import math
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from functools import partial

@@ -5,6 +5,9 @@ import locale
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than processors are far slower
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

@@ -16,7 +16,8 @@ from common.files import check_regular
 from common.program import MissingPackage, UserError, counted
 from common.workers import choose_device, processes, rank
 from evaluation.answers import try_folder
-from perceiver import MOST, Perceiver
+from evaluation.trained import LONGEST, kept_of
+from perceiver import MOST, MOST_SIZE, Perceiver, is_size
 from training.arguments import model_arguments
 from training.epoch import at_a_time
 
@@ -29,6 +30,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     Raises ConfigError if the arguments are no model.
     """
+    check_kept(args)
     with torch.device("meta"):  # shapes alone
         model = Perceiver(**model_arguments(args))
     needed = OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
@@ -39,7 +41,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{needed / GB:,.0f} GB to train, and there are {there / GB:,.0f} GB: try a smaller "
             "--latent-dim, --num-latents or --depth"
         )
-    if args.data_dir.resolve() == args.output_dir.resolve():
+    if os.path.realpath(args.data_dir) == os.path.realpath(args.output_dir):
         raise UserError(
             f"--output-dir {args.output_dir}: is --data-dir; its pictures would be data"
         )
@@ -52,6 +54,16 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_regular(table)
     if not args.dry_run:
         check_matplotlib()
+
+
+def check_kept(args: argparse.Namespace) -> None:
+    """Raise UserError for what a checkpoint of it would be refused for, after all the training."""
+    for name, value in kept_of(args).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, int) and not is_size(value):
+            raise UserError(f"{flag}: expected at most {MOST_SIZE:,}, got {value:,}")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise UserError(f"{flag}: expected at most {LONGEST:,} characters, got {len(value):,}")
 
 
 def check_image_size(args: argparse.Namespace, slices: int) -> None:
@@ -77,6 +89,8 @@ def check_image_size(args: argparse.Namespace, slices: int) -> None:
         )
     if tokens > MOST // width:  # no checkpoint of it could be read
         raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
+    if not all(map(is_size, args.image_size)):
+        raise UserError(f"{size}: expected at most {MOST_SIZE:,} a side")
 
 
 def memory_of(device: torch.device) -> int:

@@ -142,15 +142,21 @@ def read_record(folder: Path) -> dict:
 
 def check_record(folder: Path, record: dict) -> None:
     """Raise UserError for what no run writes into args.json, besides its arguments."""
-    kinds = {"directory": (str, "text"), "resumed": (list, "a list"), "data": (dict, "an object")}
+    kinds = {"directory": (str, "text"), "resumed": (list, "a list")}
     for name, (kind, called) in kinds.items():
         if not isinstance(record.get(name, kind()), kind):
             text = f"{name} is {shown(record[name])}, expected {called}"
             raise UserError(f"{folder / 'args.json'}: {text}")
-    for name, value in record.get("data", {}).items():
+    check_data(folder / "args.json", record.get("data", {}))
+
+
+def check_data(path: Path, data: object) -> None:
+    """Raise UserError unless it is what `describe_data` gives, or some of it."""
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: data is {shown(data)}, expected an object")
+    for name, value in data.items():
         if type(value) is not int:
-            text = f"{name} of data is {shown(value)}, expected a whole number"
-            raise UserError(f"{folder / 'args.json'}: {text}")
+            raise UserError(f"{path}: {name} of data is {shown(value)}, expected a whole number")
 
 
 def shown(value: object) -> str:
@@ -324,12 +330,13 @@ def read_resumed(folder: Path, arguments: dict) -> Resumed:
     path = folder / "last.pt"
     model, checkpoint = Perceiver.from_checkpoint(path), read_checkpoint(path)
     progress = check_progress(path, checkpoint, model)
-    data = read_record(folder).get("data", {})
+    data = checkpoint.get("data", read_record(folder).get("data", {}))
+    check_data(path, data)
     # What the checkpoint was made with; one of before arguments were kept there says less.
     made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
-    for name, value in [*arguments.items(), ("data", data)]:
-        kept = checkpoint.get("data", data) if name == "data" else made_with.get(name, value)
+    for name, value in arguments.items():
+        kept = made_with.get(name, value)
         if repr(value) != repr(kept):  # in a foreign file a value may be anything
             raise UserError(
                 f"{folder / 'args.json'}: {name} is {shown(value)}, but {path} was made with "

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from benchmarks import speed, speed_records
@@ -151,7 +152,7 @@ def test_the_processors_name_tells_generations_apart(monkeypatch):
 def test_a_run_replaces_the_record_of_its_processor_and_leaves_others(tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
     others = [record_of("A"), record_of(speed.processor(), device="cuda"), record_of("B")]
-    old = record_of(speed.processor(), commit="old")
+    old = record_of(speed.processor(), commit="old", threads=torch.get_num_threads())
     path.write_text(json.dumps({"records": [others[0], old, *others[1:]]}))
     monkeypatch.setattr(speed, "measure", lambda name, *_: {**old["cases"][0], "case": name})
     monkeypatch.setattr(speed, "matrix_product_rates", lambda *_: {"torch.mm": 1e11})

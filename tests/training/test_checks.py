@@ -31,6 +31,9 @@ def refused(arguments: list, capsys) -> str:
         (["--output-dir", "FILE/run"], "is no folder"),
         (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
         (["--output-dir", "./not-even-there/"], "is --data-dir; its pictures would be data"),
+        (["--slices", "100000"], "--slices: expected at most 65,536, got 100,000"),
+        (["--echo", "100000"], "--echo: expected at most 65,536, got 100,000"),
+        (["--name-pattern", "x" * 1001], "--name-pattern: expected at most 1,000 characters"),
         (["--cache-dir", "FILE"], "is no folder"),
         (["--cache-dir", "FILE/cache"], "is no folder"),
         (["--split-file", "none.csv"], "none.csv: No such file"),
@@ -59,6 +62,7 @@ def test_it_is_refused_before_any_data_is_read(tmp_path, capsys, flags, message)
     [
         (["--image-size", "1000000", "1000000"], "the pixels of 128 slices take 128,000 GB"),
         (["--image-size", "12000", "12000", "-b", "128"], "slices at a time, take"),
+        (["--image-size", "65537", "1"], "--image-size 65537 1: expected at most 65,536 a side"),
         (["--image-size", "9000", "9000", "-b", "1"], "81,000,000 tokens a slice, expected at"),
     ],
 )
