@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,7 +114,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             finally:
                 os.close(folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system that has become read-only
+                temporary.unlink(missing_ok=True)
             if error.errno is None:  # a library's own complaint, such as of a format
                 raise
             # The user knows the file by the name that it was to get.
@@ -137,8 +138,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists and is not empty; name a new or empty folder")
     temporary = temporary_name(path)
     with orderly():
-        temporary.mkdir(parents=True)
         try:
+            temporary.mkdir(parents=True)
             yield temporary
             os.replace(temporary, path)
         except OSError as error:

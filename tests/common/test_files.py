@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.csv_tables import read_csv, write_csv
-from common.files import NotAFile, abridged_lines, open_regular, read_json, whole_folder
+from common.files import NotAFile, abridged_lines, open_regular, read_json, whole_file, whole_folder
 from common.program import UserError, print_lines, printable, typed
 
 
@@ -46,6 +46,13 @@ def test_a_folder_is_not_made_where_a_link_leads_to_itself(tmp_path):
     with whole_folder(tmp_path / "c") as folder:
         (folder / "x").touch()
     assert (tmp_path / "nothing" / "x").exists()
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_what_can_not_be_written_is_named_as_it_was_to_be_called(whole, tmp_path):
+    with pytest.raises(OSError) as failed, whole(Path("/proc/out.csv")) as temporary:
+        Path(temporary).write_text("row")
+    assert failed.value.filename == "/proc/out.csv"
 
 
 def test_what_is_exchanged_for_a_pipe_in_between_is_not_waited_for(tmp_path, monkeypatch):
