@@ -7,6 +7,7 @@ decoded = open_pixels(listing.slices, (76, 86), "cache")    # the same, from a f
 import hashlib
 import os
 import time
+import warnings
 import zlib
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -218,7 +219,9 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
     ):
         return None
     try:
-        kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged header, which is made again
+            kept = np.load(path, mmap_mode="c")  # torch wants to be able to write
     except OSError:
         raise
     except Exception:  # of a damaged header NumPy may raise ValueError, EOFError, TokenError, ...

@@ -83,7 +83,7 @@ def ask_of_strangers(others: int, strangers: list[Found]) -> str:
     """Where some patients are told and others inferred, and nobody is in both."""
     scans = {item.scan: item for item in strangers}
     first = strangers[0]
-    return (
+    return printable(
         f"the patients of {counted(others, 'scan')} are told and those of {len(scans)} inferred "
         f"from names ({first.path} -> {first.patient}), and nobody is in both. If they are the "
         "same people, a manifest or --name-pattern must tell one name of each; if not, add "
