@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 
 from common import signals
-from common.files import abridged
+from common.files import abridged, made_folder, try_folder
 from common.program import (
     OutOfMemory,
     Parser,
@@ -53,13 +53,11 @@ from evaluation.answers import (
     Answers,
     check_finite,
     joined,
-    made_folder,
     open_tables,
     predict_in_chunks,
-    try_folder,
 )
 from evaluation.predictions import shown_class
-from evaluation.trained import describe_kept, open_trained, options_of
+from evaluation.trained import describe_kept, open_trained, options_as_trained
 from perceiver import CheckpointError, Perceiver
 from scans.images import describe_depths
 from scans.labelled import describe_contradictions
@@ -158,7 +156,7 @@ def export(model: Perceiver, args: argparse.Namespace) -> None:
 def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
     """Print and write what the model says of all paths. Returns the exit code."""
     classes = model.preprocessing["classes"]
-    options = options_of(model, args)
+    options = options_as_trained(model, args)
     if line := describe_kept(model, args):
         print_lines(f"note: {line}", to_error=True)
     if "unsure_below" not in model.calibration:

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -152,6 +153,34 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def try_folder(folder: Path) -> None:
+    """Write a file in a folder, and leave the folder as it was.
+
+    Raises OSError, which names the folder, if that can't be done.
+    """
+    try:
+        with made_folder(folder), tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 2**16)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """A folder, made where it is missing; what was made goes again if it is empty at the end."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the inmost first
+    with orderly():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        finally:
+            for path in missing:
+                with suppress(OSError):  # it holds something
+                    path.rmdir()
 
 
 def write_json(path: Path, content: dict) -> None:

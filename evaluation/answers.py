@@ -5,8 +5,6 @@ with open_tables(folder, classes) as add:
         add(answers)                        # rows of predictions.csv and scans.csv
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.csv_tables import whole_csv, write_csv
+from common.files import made_folder
 from common.program import UserError, print_lines
-from common.signals import orderly
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns
 from perceiver import Perceiver
@@ -111,34 +109,6 @@ def check_finite(logits: Tensor, checkpoint: Path) -> None:
 
 
 # ---- what is written -----------------------------------------------------------------------------
-
-
-def try_folder(folder: Path) -> None:
-    """Write a file in a folder, and leave the folder as it was.
-
-    Raises OSError, which names the folder, if that can't be done.
-    """
-    try:
-        with made_folder(folder), tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0" * 2**16)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
-
-
-@contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
-    """A folder, made where it is missing; what was made goes again if it is empty at the end."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the inmost first
-    with orderly():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            yield
-        finally:
-            for path in missing:
-                with suppress(OSError):  # it holds something
-                    path.rmdir()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A trained model as predict.py takes it, and what its checkpoint keeps of how data is read.
 
     model = open_trained(Path("runs/demo/best.pt"))
-    options = options_of(model, args)           # as in training, but for what these flags say
+    options = options_as_trained(model, args)   # but for what these flags say
 
 train.py keeps the flags of KEPT beside classes, image size and scale, so that what was trained on
 and what is predicted are read alike. A checkpoint may come from anybody: all of it is checked.
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from common.program import UserError, typed
-from dataset import options_of as options_by_flags
+from dataset import options_of
 from perceiver import Perceiver, is_size, shown
 from scans.names import compile_pattern
 from scans.slices import DataError, Options
@@ -70,12 +70,12 @@ def is_possible(name: str, value: object) -> bool:
     return True
 
 
-def options_of(model: Perceiver, args: argparse.Namespace) -> Options:
+def options_as_trained(model: Perceiver, args: argparse.Namespace) -> Options:
     """How files are understood: by the flags that are given, and else as in training."""
     kept = {name: model.preprocessing.get(name) for name in KEPT}
     for name in replaced_by(args):
         kept[name] = None
-    options = options_by_flags(args)
+    options = options_of(args)
     return replace(options, **{name: value for name, value in kept.items() if value})
 
 

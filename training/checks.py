@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-from common.files import check_regular
+from common.files import check_regular, try_folder
 from common.program import MissingPackage, UserError, counted
 from common.workers import choose_device, processes, rank
-from evaluation.answers import try_folder
 from evaluation.trained import LONGEST, kept_of
 from perceiver import MOST, MOST_SIZE, Perceiver, is_size
 from training.arguments import model_arguments

@@ -89,8 +89,7 @@ def train_one_epoch(
 ) -> None:
     """Train on each sample once, from step `progress.step` on, and keep `progress` up to date.
 
-    Saves at the end, so that validation, which may take long, can be stopped at once; after a
-    signal; and after every `save_every_steps`.
+    It is saved at the end, too, as a signal during validation ends the run at once.
 
     Raises:
         Stopped: after a signal, with the step done and saved.
@@ -103,8 +102,7 @@ def train_one_epoch(
         group["lr"] = learning_rate(args, progress.epoch)
     epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
     batches = shuffled_batches(dataset, args, epoch_seed)
-    changes = args.augment, args.mirror_swap
-    size = tuple(dataset.pixels.shape[1:])
+    size, changes = tuple(dataset.pixels.shape[1:]), (args.augment, args.mirror_swap)
     change = Augmentation(len(dataset), size, device, args.seed, progress.epoch, *changes)
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
     sums = torch.zeros(2, device=device, dtype=torch.float64)
