@@ -42,6 +42,15 @@ class MissingPackage(UserError):
     """An optional package that is needed now. The message says what to install."""
 
 
+def check_matplotlib() -> None:
+    """Raise MissingPackage if it can't be imported: before the work whose results are drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        text = f"matplotlib can't be imported ({error}): pip install -r requirements.txt"
+        raise MissingPackage(text) from error
+
+
 class Formatter(argparse.HelpFormatter):
     """Adds the default of each flag that has one to its help."""
 

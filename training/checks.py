@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from common.files import check_regular, try_folder
-from common.program import MissingPackage, UserError, counted
+from common.program import UserError, check_matplotlib, counted
 from common.workers import choose_device, processes, rank
 from evaluation.trained import LONGEST, kept_of
 from perceiver import MOST, MOST_SIZE, Perceiver, is_size
@@ -113,12 +113,3 @@ def nearest_folder(flag: str, folder: Path) -> Path:
     if not nearest.is_dir():
         raise UserError(f"{flag} {folder}: {nearest} is no folder")
     return nearest
-
-
-def check_matplotlib() -> None:
-    """It draws after each epoch: one that can't be imported is found before the first."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        text = f"matplotlib can't be imported ({error}): pip install -r requirements.txt"
-        raise MissingPackage(text) from error
