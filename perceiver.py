@@ -436,16 +436,15 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises OSError if it can't be opened, CheckpointError if it is truncated or no checkpoint.
     """
     if not os.path.isfile(path):  # before it is opened: a pipe waits, a device may not end
-        raise FileNotFoundError(f"{path}: no such checkpoint file; name best.pt of a run's folder")
+        what = "a folder, a pipe or a device," if os.path.exists(path) else "no such file,"
+        raise FileNotFoundError(f"{path}: {what} expected a checkpoint, best.pt of a run's folder")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pickle protocol of files that are refused anyway
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a foreign file can make the unpickler raise anything
-            raise CheckpointError(
-                f"{path}: not a readable checkpoint: truncated, another file, or one with code in "
-                "it (none was run)"
-            ) from error
+            text = "truncated, another file, or one with code in it (none was run)"
+            raise CheckpointError(f"{path}: not a readable checkpoint: {text}") from error
     for name in ("config", "model", "preprocessing"):
         if not isinstance(checkpoint, dict) or name not in checkpoint:
             raise CheckpointError(f"{path}: not a checkpoint of this Perceiver: no {name} in it")
@@ -453,8 +452,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 ARGUMENTS = inspect.signature(Perceiver).parameters
-# Far above any model, which would take years: sizes, axes, layers, numbers in a sample's tokens.
-MOST_SIZE, MOST_AXES, MOST_LAYERS, MOST = 2**16, 16, 1000, 2**30
+# Far above any of use: sizes, axes, layers, numbers in a sample's tokens, letters of a class.
+MOST_SIZE, MOST_AXES, MOST_LAYERS, MOST, LETTERS = 2**16, 16, 1000, 2**30, 100
 GELUS = ("geglu", "gelu")
 
 
@@ -483,9 +482,8 @@ def check_config(config: object) -> None:
             raise ConfigError(f"{name} must be {wanted}, got {shown(value)}")
     if config["depth"] * config["self_per_cross_attn"] > MOST_LAYERS:
         raise ConfigError(f"depth times self_per_cross_attn must be at most {MOST_LAYERS}")
-    if config["input_channels"] == 1 and not config["fourier_encode_data"]:
-        text = "takes 2 input_channels or more, got 1: LayerNorm turns one feature into 0"
-        raise ConfigError(f"fourier_encode_data=False {text}")
+    if config["input_channels"] == 1 and not config["fourier_encode_data"]:  # normalised to 0
+        raise ConfigError("fourier_encode_data=False takes 2 input_channels or more, got 1")
 
 
 def check_preprocessing(preprocessing: object, model: Perceiver) -> None:
@@ -499,10 +497,12 @@ def check_preprocessing(preprocessing: object, model: Perceiver) -> None:
     sizes = isinstance(size, list | tuple) and 2 <= len(size) <= MOST_AXES
     if not (sizes and all(map(is_size, size)) and math.prod(size) <= MOST // model.token_dim):
         raise CheckpointError(f"preprocessing with image_size {shown(size)}")
-    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    different = {name.strip().lower() for name in classes} - {""} if names else ()
+    names = classes if isinstance(classes, list) else []
+    names = [x for x in names if isinstance(x, str) and x.isprintable() and len(x) <= LETTERS]
+    different = {name.strip().lower() for name in names} - {""}
     if classes is not None and not (names and len(different) == len(classes) == count):
-        raise CheckpointError(f"classes are {shown(classes)}, expected {count} different names")
+        text = f"{count} different names, printable, of at most {LETTERS} letters"
+        raise CheckpointError(f"classes are {shown(classes)}, expected {text}")
 
 
 def check_calibration(calibration: object) -> None:

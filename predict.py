@@ -36,11 +36,12 @@ from pathlib import Path
 import torch
 
 from common import signals
-from common.files import abridged, made_folder, try_folder
+from common.files import abridged, check_regular, made_folder, try_folder
 from common.program import (
     OutOfMemory,
     Parser,
     UserError,
+    check_matplotlib,
     counted,
     positive_int,
     print_lines,
@@ -55,9 +56,15 @@ from evaluation.answers import (
     joined,
     open_tables,
     predict_in_chunks,
+    slices_at_a_time,
 )
 from evaluation.predictions import shown_class
-from evaluation.trained import describe_kept, open_trained, options_as_trained
+from evaluation.trained import (
+    describe_kept,
+    naming_checkpoint,
+    open_trained,
+    options_as_trained,
+)
 from perceiver import CheckpointError, Perceiver
 from scans.images import describe_depths
 from scans.labelled import describe_contradictions
@@ -104,8 +111,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_arguments(args)
+    check_paths(args)
     model = open_trained(args.checkpoint, choose_device(args.device))
+    args.batch_size = slices_at_a_time(model, args.checkpoint, args.batch_size)
     for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
         try_folder(folder)
     if args.export:
@@ -113,19 +121,21 @@ def run(args: argparse.Namespace) -> int:
     return predict_paths(model, args) if args.paths else 0
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_paths(args: argparse.Namespace) -> None:
     """Before anything slow: is there something to read, and nothing in the way of what is written?
 
-    Raises UserError.
+    Raises UserError, and NotAFile for a checkpoint that is a pipe or a device.
     """
     if args.checkpoint.is_dir():
         raise UserError(
             f"{args.checkpoint}: a folder; of a run, name {args.checkpoint / 'best.pt'}"
         )
+    if args.checkpoint.exists():
+        check_regular(args.checkpoint)
     for name in ("output", "attention"):
         folder = getattr(args, name)
         if folder and folder.exists() and not folder.is_dir():
-            raise UserError(f"--{name} {folder}: is a file; name a folder")
+            raise UserError(f"--{name} {folder}: is no folder; name one")
     tables = ("predictions.csv", "scans.csv") if args.output else ()
     for path in filter(None, (args.export, *(args.output / name for name in tables))):
         if path.is_dir():
@@ -136,6 +146,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--export {args.export}: no such folder: {args.export.parent}")
     if args.paths and not any(path == "-" or os.path.exists(path) for path in args.paths):
         raise UserError(f"{abridged(args.paths)}: no such file or folder")
+    if args.attention:
+        check_matplotlib()
     for path in map(Path, args.paths):
         if (path / "args.json").is_file() and (path / "last.pt").is_file():
             raise UserError(
@@ -148,7 +160,7 @@ def export(model: Perceiver, args: argparse.Namespace) -> None:
 
     darkest_and_brightest = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
     images = darkest_and_brightest.expand(2, 1, *model.preprocessing["image_size"])
-    check_finite(model.predict_logits(images), args.checkpoint)
+    check_finite(model.predict_logits(images, args.batch_size), args.checkpoint)
     export_onnx(model, args.export)
     print_lines(f"exported to {args.export}", to_error=True)
 
@@ -162,7 +174,8 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
     if "unsure_below" not in model.calibration:
         text = "is not calibrated, as best.pt of a run that has ended is: it may be too sure"
         print_lines(f"note: {args.checkpoint} {text}", to_error=True)
-    listing = list_slices(args.paths, classes, options)
+    with naming_checkpoint(args):
+        listing = list_slices(args.paths, classes, options)
     if not options.series:
         check_one_sequence(listing.slices)
     if not (listing.slices or listing.of_kind(*FAILURES)):
@@ -302,9 +315,9 @@ def why_nothing_compared(scans: list[dict]) -> str:
 def run_and_explain(args: argparse.Namespace) -> int:
     try:
         return run(args)
-    except torch.cuda.OutOfMemoryError as error:
-        fewer = max(1, args.batch_size // 2)
-        raise OutOfMemory(f"out of GPU memory; try --batch-size {fewer}") from error
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        fewer, gpu = max(1, args.batch_size // 2), "" if isinstance(error, MemoryError) else "GPU "
+        raise OutOfMemory(f"out of {gpu}memory; try --batch-size {fewer}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

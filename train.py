@@ -69,7 +69,7 @@ from scans.names import are_sides
 from scans.slices import DataError, by_scan
 from training import runfolder
 from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
-from training.checks import check_arguments, check_image_size
+from training.checks import check_arguments, check_classes, check_image_size
 from training.epoch import (
     NonFiniteError,
     Progress,
@@ -104,6 +104,7 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     for problem in listing.problems:
         say(f"note: {problem}")
     check_classes_present(slices, classes)
+    check_classes(args, classes)  # of a manifest or a table, too
     check_image_size(args, len(slices))
     with first_process_first():  # the others open what it kept
         dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)

@@ -33,7 +33,7 @@ class UserError(ValueError):
 
 
 class OutOfMemory(UserError):
-    """The GPU has too little memory. The message says how to use less."""
+    """A GPU or the machine has too little memory. The message says how to use less."""
 
     exit_code = 1
 

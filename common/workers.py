@@ -34,6 +34,16 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has in all; without end where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows
+        return 2**63
+
+
 def join_processes(device: torch.device) -> torch.device:
     """Under torchrun: join the other processes. Returns this process's device."""
     if "WORLD_SIZE" not in os.environ:

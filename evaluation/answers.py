@@ -5,6 +5,7 @@ with open_tables(folder, classes) as add:
         add(answers)                        # rows of predictions.csv and scans.csv
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +18,10 @@ from tqdm import tqdm
 from common.csv_tables import whole_csv, write_csv
 from common.files import made_folder
 from common.program import UserError, print_lines
+from common.workers import memory_of
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns
-from perceiver import Perceiver
+from perceiver import Perceiver, ReadTokens
 from scans.cache import decode_slices
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
@@ -69,6 +71,35 @@ def predict_in_chunks(
             yield Answers(slices, predictions, judged, problems, decoded.depths)
     if failures := {problem.path: problem for problem in listing.of_kind(*FAILURES)}:
         yield Answers([], joined([], classes), [], failures, {})
+
+
+def slices_at_a_time(model: Perceiver, checkpoint: Path, most: int) -> int:
+    """As many as have room in half of the device's memory, or one where it has room at all.
+
+    Raises UserError, which names the checkpoint, where not even one has.
+    """
+    there, (one, two) = memory_of(model.latents.device), (bytes_taken(model, n) for n in (1, 2))
+    if one > there:
+        height, width = model.preprocessing["image_size"]
+        raise UserError(
+            f"{checkpoint}: one slice of its size, {height} x {width}, takes {one / 1e9:,.2f} GB, "
+            f"and there are {there / 1e9:,.2f} GB"
+        )
+    return max(1, min(most, 1 + int((there / 2 - one) / (two - one))))
+
+
+def bytes_taken(model: Perceiver, slices: int) -> float:
+    """About the memory in which so many are predicted at a time; all in it is float32."""
+    config, tokens = model.config, math.prod(model.preprocessing["image_size"])
+    width = -(-(1 + model.token_dim) // 16) * 16  # of a token: see `Perceiver.tokens`
+    of_a_token = 1.5 * width  # as measured, while they are made; so are positions, once for all
+    if model.token_dim > config["cross_dim_head"]:
+        of_a_token += 2 * config["cross_heads"] * config["cross_dim_head"]  # keys and values
+    rows = config["cross_heads"] * config["num_latents"]
+    scores = max(ReadTokens.SCORES, rows * min(tokens, ReadTokens.BLOCK))
+    inner = config["latent_heads"] * config["latent_dim_head"]
+    latents = 4 * rows * width + config["num_latents"] * (12 * config["latent_dim"] + 4 * inner)
+    return 4 * (1.5 * width * tokens + 2 * scores + slices * (of_a_token * tokens + latents))
 
 
 def chunks_of_scans(slices: list[Slice], size: tuple[int, int] = (1, 1)) -> Iterator[list[Slice]]:

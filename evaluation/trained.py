@@ -9,6 +9,8 @@ and what is predicted are read alike. A checkpoint may come from anybody: all of
 
 import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from common.program import UserError, typed
 from dataset import options_of
 from perceiver import Perceiver, is_size, shown
 from scans.names import compile_pattern
+from scans.searching import SlowPattern
 from scans.slices import DataError, Options
 from scans.volumes import PLANES
 
@@ -83,6 +86,18 @@ def replaced_by(args: argparse.Namespace) -> set[str]:
     """What of KEPT flags say otherwise."""
     given = {name for name in KEPT if getattr(args, name, None) is not None}
     return given | set(OF_NAMES if given.intersection(OF_NAMES) else ())
+
+
+@contextmanager
+def naming_checkpoint(args: argparse.Namespace) -> Iterator[None]:
+    """For what searches: where an expression that is kept takes too long, UserError says whose."""
+    try:
+        yield
+    except SlowPattern as error:
+        if error.option in replaced_by(args):
+            raise
+        without = f"--{error.option.replace('_', '-')} ''"
+        raise UserError(f"{args.checkpoint}: keeps {error}; {without} goes without it") from error
 
 
 def describe_kept(model: Perceiver, args: argparse.Namespace) -> str:

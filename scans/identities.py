@@ -29,6 +29,7 @@ from scans.label_tables import LabelTables
 from scans.labels import labels_of_tables, tell_labels
 from scans.names import label_of_word, natural_order
 from scans.patients import infer_patients
+from scans.searching import Search
 from scans.slices import DataError, Kind, Options, Problem
 
 
@@ -91,9 +92,9 @@ def tell_by_pattern(
 
     Returns those in which it is not found: nothing else tells their labels.
     """
-    unmatched = set()
+    unmatched, search = set(), Search("name_pattern", pattern)
     for item in found:
-        if not (match := pattern.search(item.path)):
+        if not (match := search(item.path)):
             unmatched.add(item)
             continue
         groups = {name: text or "" for name, text in match.groupdict().items()}

@@ -19,6 +19,7 @@ from scans import names
 from scans.archives import is_archive
 from scans.dicom import Volumes, is_dicom, problem_of
 from scans.headers import read_units, units_of
+from scans.searching import Search
 from scans.slices import (
     SIDES,
     DataError,
@@ -82,6 +83,7 @@ def find_all_volumes(
 def choose(found: Iterable[Volumes], options: Options) -> Volumes:
     """What can be used, and is named by --series, of what was found; volumes get their slicing."""
     pattern = compile_series(options.series) if options.series else None
+    search = Search("series", pattern) if pattern else None
     volumes, problems = [], []
     for of_unit in found:
         numbers = {}  # of series that share a path
@@ -90,14 +92,14 @@ def choose(found: Iterable[Volumes], options: Options) -> Volumes:
             volume = replace(volume, number=next(free))
             name = volume.description or os.path.basename(volume.path)
             try:
-                if pattern and not pattern.search(name):
+                if search and not search(name):
                     raise Unchosen(volume.source, f"is not `{options.series}`: {name}", name)
                 check_volume(volume)
                 volumes.append(plan_slicing(volume, options))
             except VolumeError as error:
                 problems.append(problem_of(error))
         for problem in of_unit.problems:
-            if pattern and problem.series and not pattern.search(problem.series):
+            if search and problem.series and not search(problem.series):
                 if problem.kind is Kind.ECHOES:  # its series has been counted
                     continue
                 problem = problem._replace(kind=Kind.UNCHOSEN)

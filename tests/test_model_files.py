@@ -106,6 +106,11 @@ LATENTS = torch.zeros(SMALL["num_latents"], SMALL["latent_dim"])
         (["preprocessing", "std"], 1e-320),  # a quotient would be infinite
         (["preprocessing", "std"], True),
         (["preprocessing", "std"], torch.ones(2)),
+        (["preprocessing", "classes"], ["left", "\ud800"]),  # no table could be written
+        (["preprocessing", "classes"], ["left", "ri\nght"]),
+        (["preprocessing", "classes"], ["left", "\x1b[31m"]),
+        (["preprocessing", "classes"], ["left", "x" * 101]),
+        (["preprocessing", "classes"], ["left", "x" * 10**6]),
         (["preprocessing", "image_size"], ["a", "b"]),
         (["preprocessing", "image_size"], 8),
         (["preprocessing", "image_size"], [8]),
@@ -311,6 +316,10 @@ def test_what_a_file_claims_is_refused_before_it_takes_memory_or_time(tmp_path):
 
 def test_pipes_devices_and_folders_are_no_checkpoints_and_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")  # to open it would wait for ever
-    for path in (tmp_path / "pipe.pt", Path("/dev/zero"), tmp_path, tmp_path / "none\0.pt"):
-        with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero"), tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"{path}: a folder, a pipe or a device, expec"):
             Perceiver.from_checkpoint(path)
+    with pytest.raises(
+        FileNotFoundError, match=r"pt: no such file, expected a checkpoint, best\.pt"
+    ):
+        Perceiver.from_checkpoint(tmp_path / "none\0.pt")

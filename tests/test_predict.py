@@ -415,3 +415,29 @@ def test_a_full_standard_output_is_one_line_and_exit_1(finished_run, knees):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---- before the work -----------------------------------------------------------------------------
+
+
+def test_what_is_no_file_or_folder_is_named_by_kind(finished_run, knees, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device")):
+        assert predict.main([str(path), str(knees)]) == 2
+        assert capsys.readouterr().err == f"predict.py: {path}: {kind}, expected a file\n"
+    for flag in ("--output", "--attention"):
+        arguments = [str(finished_run / "best.pt"), str(knees), flag, str(tmp_path / "pipe")]
+        assert predict.main(arguments) == 2
+        told = f"predict.py: {flag} {tmp_path / 'pipe'}: is no folder; name one\n"
+        assert capsys.readouterr().err == told
+
+
+def test_without_matplotlib_attention_is_refused_before_the_work(finished_run, knees, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')")
+    command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", knees]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command += ["--attention", tmp_path / "pictures"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("predict.py: matplotlib can't be imported (none here): pip")
+    assert len(done.stderr.splitlines()) == 1

@@ -14,9 +14,9 @@ import torch
 
 from common.files import check_regular, try_folder
 from common.program import UserError, check_matplotlib, counted
-from common.workers import choose_device, processes, rank
+from common.workers import choose_device, memory_of, processes, rank
 from evaluation.trained import LONGEST, kept_of
-from perceiver import MOST, MOST_SIZE, Perceiver, is_size
+from perceiver import MOST, MOST_SIZE, Perceiver, check_preprocessing, is_size
 from training.arguments import model_arguments
 from training.epoch import at_a_time
 
@@ -65,6 +65,13 @@ def check_kept(args: argparse.Namespace) -> None:
             raise UserError(f"{flag}: expected at most {LONGEST:,} characters, got {len(value):,}")
 
 
+def check_classes(args: argparse.Namespace, classes: list[str]) -> None:
+    """Raise CheckpointError for classes that no checkpoint of them could be read with."""
+    with torch.device("meta"):
+        model = Perceiver(**model_arguments(args), num_classes=len(classes))
+    check_preprocessing({"mean": 0.0, "std": 1.0, "classes": classes}, model)
+
+
 def check_image_size(args: argparse.Namespace, slices: int) -> None:
     """Raise UserError if so many slices of this size, or a batch of their tokens, have no room."""
     height, width = args.image_size
@@ -90,16 +97,6 @@ def check_image_size(args: argparse.Namespace, slices: int) -> None:
         raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
     if not all(map(is_size, args.image_size)):
         raise UserError(f"{size}: expected at most {MOST_SIZE:,} a side")
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory that a device has in all; without end where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # Windows
-        return 2**63
 
 
 def disk_of(folder: Path) -> int:

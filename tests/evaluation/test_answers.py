@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import predict
+from evaluation import answers
+from perceiver import Perceiver
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,3 +186,63 @@ def test_tables_are_ended_where_nobody_reads_the_lines(finished_run, many, tmp_p
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(60) == code
     assert len(read_csv(tmp_path / "out" / "predictions.csv")) == 2048
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def of_size(run: Path, path: Path, *size: int) -> str:
+    content = torch.load(run / "best.pt", weights_only=True)
+    content["preprocessing"]["image_size"] = list(size)
+    torch.save(content, path)
+    return str(path)
+
+
+def test_slices_that_have_no_room_together_are_fewer_at_a_time(
+    finished_run, knees, tmp_path, capsys, monkeypatch
+):
+    path = of_size(finished_run, tmp_path / "large.pt", 500, 500)
+    batches, predict_logits = [], Perceiver.predict_logits
+
+    def noted(model, pixels, *more, **named):
+        kept = list(pixels)
+        batches.append(max(map(len, kept)))
+        return predict_logits(model, kept, *more, **named)
+
+    monkeypatch.setattr(Perceiver, "predict_logits", noted)
+    slices = [str(slice) for slice in sorted(knees.iterdir())[:4]]
+    told = []
+    for there in (2**40, 2**27):
+        monkeypatch.setattr(answers, "memory_of", lambda device, there=there: there)
+        assert predict.main([path, *slices]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] and batches == [4, 1]
+    monkeypatch.setattr(answers, "memory_of", lambda device: 2**24)
+    assert predict.main([path, *slices, "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"predict.py: {path}: one slice of its size, 500 x 500, takes ")
+    assert len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
+def test_a_batch_takes_what_is_counted():
+    code = """
+import re, sys, torch
+from pathlib import Path
+from evaluation.answers import bytes_taken
+from perceiver import Perceiver
+latents = dict(num_latents=8, latent_dim=16, latent_heads=2)
+model = Perceiver(depth=1, cross_dim_head=int(sys.argv[1]), **latents)
+model.preprocessing |= {"image_size": [700, 700]}
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+model.predict_logits(torch.zeros(6, 1, 8, 8, dtype=torch.uint8))
+before = peak()
+for slices in (1, 6):
+    model.predict_logits(torch.zeros(slices, 1, 700, 700, dtype=torch.uint8))
+    print((peak() - before) / bytes_taken(model, slices))
+"""
+    for dim_head in ("64", "8"):
+        command = [sys.executable, "-c", code, dim_head]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        shares = [float(line) for line in done.stdout.split()]
+        assert len(shares) == 2 and all(0.5 < share < 1.3 for share in shares), (shares, done)

@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
 import shutil
+import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 import predict
 import train
 from perceiver import Perceiver
+from scans.searching import Search, SlowPattern
 
 
 def edited(checkpoint: Path, path: Path, part: str, **values) -> str:
@@ -76,10 +82,22 @@ def test_what_a_checkpoint_keeps_of_reading_is_checked(
 def test_classes_with_control_characters_print_none(finished_run, knees, capsys):
     names = ["left\x1b[31m", "ri\nght"]
     path = edited(finished_run / "best.pt", Path("control.pt"), "preprocessing", classes=names)
-    for flags in ([], ["--json"], ["--audit"]):
-        predict.main([path, str(sorted(knees.iterdir())[0]), *flags])
-        output, error = capsys.readouterr()
-        assert "\x1b" not in output + error and len(output.splitlines()) == 1
+    assert predict.main([path, str(sorted(knees.iterdir())[0])]) == 2
+    output, error = capsys.readouterr()
+    assert "\x1b" not in output + error and len(error.splitlines()) == 1 and not output
+
+
+@pytest.mark.parametrize("name", ["\udcff", "x" * 101, "a\tb"], ids=ascii)
+def test_classes_that_predict_refuses_are_refused_before_training(tmp_path, capsys, name):
+    for i in range(8):
+        folder = tmp_path / "knees" / (name if i % 2 else "left")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3), 9 * i).save(folder / f"p{i}_0.png")
+    arguments = ["--data-dir", str(tmp_path / "knees"), "--output-dir", str(tmp_path / "run")]
+    assert train.main([*arguments, *TINY, "--classes", "left", name]) == 2
+    error = capsys.readouterr().err
+    assert "classes are ['left', " in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_is_not_calibrated_is_taken_and_said(finished_run, knees, capsys):
@@ -122,6 +140,55 @@ def test_names_are_read_as_those_trained_on_unless_flags_say_otherwise(
     assert len(sides) == 4 and "as in training: --slices-per-scan 4 (--name-pattern ''" in error
     sides, error = expected("--name-pattern", pattern)
     assert len(sides) == 2 and "names are read" not in error
+
+
+# Exponential, exponential without a repetition in one, polynomial, and one that takes memory.
+SLOW = [r"(?P<scan>(\w+)+)!", r"(?P<scan>(\w|\w)*)!", "(?P<scan>.*)" + 9 * ".*" + "!"]
+SLOW += [r"(?P<scan>(?:){4000000000})!"]
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_an_expression_that_takes_too_long_is_one_line_and_exit_2(
+    finished_run, knees, tmp_path, capsys, pattern
+):
+    path = edited(
+        finished_run / "best.pt", tmp_path / "slow.pt", "preprocessing", name_pattern=pattern
+    )
+    started = time.process_time()
+    assert predict.main([path, str(knees)]) == 2
+    assert time.process_time() < started + 10
+    output, error = capsys.readouterr()
+    line = error.splitlines()[-1]
+    assert line.startswith(f"predict.py: {path}: keeps --name-pattern {pattern}: takes too long")
+    assert line.endswith("; --name-pattern '' goes without it") and not output
+    assert predict.main([path, str(knees), "--name-pattern", ""]) == 0
+    for code in (
+        predict.main([str(finished_run / "best.pt"), str(knees), "--name-pattern", pattern]),
+        train.main(["--data-dir", str(knees), "--name-pattern", pattern, *TINY, "--dry-run"]),
+    ):
+        assert code == 2
+    error = capsys.readouterr().err
+    assert error.count(f": --name-pattern {pattern}: takes too long") == 2
+
+
+def test_a_series_that_takes_too_long_is_one_line_and_exit_2(finished_run, tmp_path, capsys):
+    np.save(tmp_path / f"{'a' * 200}.npy", np.zeros((8, 16, 16), dtype=np.uint8))
+    path = edited(finished_run / "best.pt", Path("slow.pt"), "preprocessing", series=r"(\w+)+!")
+    assert predict.main([path, str(tmp_path)]) == 2
+    assert r"keeps --series (\w+)+!: takes too long" in capsys.readouterr().err
+    assert predict.main([path, str(tmp_path), "--series", ""]) == 0
+
+
+def test_many_names_share_the_time_of_an_expression():
+    search = Search("name_pattern", re.compile(r"(\w+)+!"))
+    started = time.process_time()
+    with pytest.raises(SlowPattern):
+        for _ in range(10_000):
+            search("a" * 16)  # some milliseconds each
+    assert time.process_time() < started + 5
+    assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
+    quick = Search("name_pattern", re.compile(r"p(\d+)"))
+    assert [quick(f"p{i}")[1] for i in range(10_000)] == [f"{i}" for i in range(10_000)]
 
 
 def test_train_keeps_what_tells_names(knees, tmp_path):
