@@ -191,6 +191,23 @@ def test_search_compares_a_small_part_of_all(many):
     assert compared < 0.2 * len(many) ** 2
 
 
+def test_images_that_differ_in_a_few_pixels_can_be_searched():
+    """With the covariance of these two LAPACK's eigh does not converge."""
+    one = torch.linspace(60, 190, 64).reshape(8, 8)
+    other = one.clone()
+    for row, columns, differences in [
+        (0, [3, 4], [12, 4]),
+        (1, [3, 4], [4, 1]),
+        (5, [1, 2], [11, 3]),
+        (6, [1, 2], [3, 1]),
+        (7, [1, 2], [28, 9]),
+    ]:
+        other[row, columns] += torch.tensor(differences)
+    pixels = torch.stack([one, other, other]).byte()[:, None]
+    for images, pairs in ((pixels[:2], []), (pixels, [(1, 2)])):
+        assert copies.find_copies(images, list("abc")[: len(images)]) == pairs
+
+
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_one_image_and_images_that_are_all_the_same_can_be_searched(count):
     image = torch.randint(0, 256, (1, 1, 24, 24), dtype=torch.uint8)
