@@ -7,7 +7,6 @@ check_image_size(args, slices)      # before anything is decoded
 import argparse
 import math
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from common.program import UserError, check_matplotlib, counted
 from common.workers import choose_device, processes, rank
 from evaluation.trained import LONGEST, kept_of
 from perceiver import MOST, MOST_SIZE, Perceiver, is_size
+from scans.cache import memory
 from training.arguments import model_arguments
 from training.epoch import at_a_time
 
@@ -66,15 +66,9 @@ def check_kept(args: argparse.Namespace) -> None:
 
 
 def check_image_size(args: argparse.Namespace, slices: int) -> None:
-    """Raise UserError if so many slices of this size, or a batch of their tokens, have no room."""
+    """Raise UserError if a batch of so many tokens has no room, or no checkpoint could hold it."""
     height, width = args.image_size
     size, tokens = f"--image-size {height} {width}", height * width
-    pixels, free = slices * tokens, max(memory_of(torch.device("cpu")), disk_of(args.cache_dir))
-    if pixels > free:
-        raise UserError(
-            f"{size}: the pixels of {counted(slices, 'slice')} take {pixels / GB:,.0f} GB, and "
-            f"there are {free / GB:,.0f} GB in memory or for --cache-dir: try a smaller size"
-        )
     with torch.device("meta"):
         width = Perceiver(**model_arguments(args)).token_dim
     batch = min(slices, math.ceil(at_a_time(args) / processes()))
@@ -88,23 +82,13 @@ def check_image_size(args: argparse.Namespace, slices: int) -> None:
         )
     if tokens > MOST // width:  # no checkpoint of it could be read
         raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
-    if not all(map(is_size, args.image_size)):
-        raise UserError(f"{size}: expected at most {MOST_SIZE:,} a side")
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory that a device has in all; without end where the system does not say."""
+    """Bytes of memory that a device has in all."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # Windows
-        return 2**63
-
-
-def disk_of(folder: Path) -> int:
-    """Free bytes where a folder is, or will be."""
-    return shutil.disk_usage(nearest_folder("--cache-dir", folder)).free
+    return memory()
 
 
 def nearest_folder(flag: str, folder: Path) -> Path:
