@@ -326,7 +326,7 @@ def test_volumes_that_cannot_be_read_and_localizers_exit_1(tmp_path, knees, out,
     (knees / "cut.nii.gz").unlink()
     made.write_dicom(knees / "scout", made.noise(3, 6, 6))
     assert keep(knees, tmp_path / "two") == 0
-    assert "1 series are too short for a scan" in capfd.readouterr().err
+    assert "1 series too short for a scan" in capfd.readouterr().err
     assert keep(knees / "scout", tmp_path / "three") == 2
     assert "only 3 slices" in capfd.readouterr().err
 
