@@ -15,8 +15,8 @@ Prints how many slices, scans and patients of each class there are, their visits
 grey levels, copies, problems and the split that train.py would make, and draws a few slices of a
 few scans as the model will see them.
 
-Exit codes, as train.py's: 0 done, 2 unusable arguments or data (some files can't be read), 130
-interrupted. With --write-slices and --write-problems 1 if some can't be read.
+Exit codes, as train.py's: 0 done, 1 a full disk, 2 unusable arguments or data (some files can't be
+read), 130 interrupted. With --write-slices and --write-problems 1 if some can't be read.
 """
 
 import gc

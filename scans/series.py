@@ -171,13 +171,13 @@ def merge_remarks(
             f"{len(echoes)} series with several echoes: the shortest ({abridged(list(times))}) is "
             "taken; --echo N takes another"
         )
-    for kind, what in [
-        (Kind.SHORT, "series too short for a scan"),
-        (Kind.FOREIGN, "archives passed over, as zips and those without DICOM files are"),
-    ]:
-        if passed := of_kind.pop(kind, []):
-            paths = [problem.path for problem in passed]
-            lines.append(f"{what} ({len(paths)}): {abridged(paths)}")
+    if short := of_kind.pop(Kind.SHORT, []):
+        paths = abridged([problem.path for problem in short])
+        lines.append(f"{len(short)} series too short for a scan: {paths}")
+    if foreign := of_kind.pop(Kind.FOREIGN, []):
+        paths = abridged([problem.path for problem in foreign])
+        count = counted(len(foreign), "archive")
+        lines.append(f"{count} passed over, as zips and those without DICOM files are: {paths}")
     of_files = [problem for problem in of_kind[Kind.REMARK] if problem.path]
     lines += abridged_lines(merge_alike(of_files))
     left = [p for p in problems if p.kind in of_kind and not (p.kind is Kind.REMARK and p.path)]

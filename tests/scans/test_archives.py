@@ -201,7 +201,7 @@ def test_an_archive_in_the_way_is_passed_over_and_one_that_is_named_is_refused(t
     listing = list_labelled(tmp_path, options=Options(patients="scan"))
     notes = list(map(str, listing.problems))
     paths = ", ".join(f"{tmp_path}/{name}" for name in ("code.tar.gz", "nifti.tar", "old.zip"))
-    assert f"archives passed over, as zips and those without DICOM files are (3): {paths}" in notes
+    assert f"3 archives passed over, as zips and those without DICOM files are: {paths}" in notes
     assert "unpack it and name the folder" in refusal(tmp_path / "old.zip")
     assert refusal(tmp_path / "nifti.tar").startswith("an archive without DICOM files, expected")
     assert refusal(tmp_path / "gone.tar") == "no such file"

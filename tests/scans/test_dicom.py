@@ -95,6 +95,8 @@ def test_one_missing_slice_is_accepted_and_several_are_not(tmp_path):
     assert len(v.parts) == len(read_slices(v)) == 11
     write_dicom(tmp_path / "b", noise(12, 6, 6), skip=[5, 8])
     assert "2 of 12 slices missing" in the_problem(tmp_path / "b")
+    write_dicom(tmp_path / "c", noise(1, 6, 6))
+    assert "only 1 slice, expected 5 or more" in the_problem(tmp_path / "c")
 
 
 def test_two_slices_at_one_position_are_named(tmp_path):

@@ -162,7 +162,7 @@ def test_links_are_followed_once_and_dangling_ones_are_named(tmp_path):
     (inside / "about").symlink_to(inside / "round")
     slices, notes = listed(inside)
     assert len(slices) == 4
-    (note,) = [note for note in notes if "lead nowhere" in note]
+    (note,) = [note for note in notes if "to nothing" in note]
     assert note.startswith("3 links") and str(inside / "patient 7") in note
 
 

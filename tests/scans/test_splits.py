@@ -168,7 +168,7 @@ def test_split_file_comes_back_as_written_and_a_leak_in_it_is_named(tmp_path):
     first_of_train = next(row for row in rows if row[0] == "train")
     first_of_train[0] = "test"
     csv.writer(path.open("w", newline="")).writerows(rows)
-    with pytest.raises(DataError, match=rf"1 patients.*{first_of_train[2]} \(test, train\)"):
+    with pytest.raises(DataError, match=rf"1 patient in .*{first_of_train[2]} \(test, train\)"):
         splits.check_patients(scans, splits.read_split(path, scans))
 
 
@@ -188,7 +188,7 @@ def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message
     with pytest.raises(DataError, match=rf"mine\.csv.*{message}"):
         splits.read_split(path, scans)
     path.write_text("subset,scan\ntrain,A_0_LEFT\nval,B_0_LEFT\ntest,C_0_LEFT\ntest,D\n")
-    with pytest.raises(DataError, match="of the split file are not in the data, first: D"):
+    with pytest.raises(DataError, match="of the split file not in the data, first: D"):
         splits.read_split(path, scans)
 
 

@@ -379,7 +379,7 @@ def test_a_file_that_grows_too_large_for_the_system_leaves_nothing(knees, out):
 
 def limit_files() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 @pytest.mark.parametrize("interrupted", ["read_image", "written_name"])
