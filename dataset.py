@@ -15,8 +15,8 @@ Prints how many slices, scans and patients of each class there are, their visits
 grey levels, copies, problems and the split that train.py would make, and draws a few slices of a
 few scans as the model will see them.
 
-Exit codes, as train.py's: 0 done, 2 unusable arguments or data (some files can't be read), 130
-interrupted. With --write-slices and --write-problems 1 if some can't be read.
+Exit codes, as train.py's: 0 done, 1 a full disk, 2 unusable arguments or data (some files can't be
+read), 130 interrupted. With --write-slices and --write-problems 1 if some can't be read.
 """
 
 import gc
@@ -38,8 +38,10 @@ from torch import Tensor
 
 from common import signals
 from common.csv_tables import write_csv
+from common.files import try_folder
 from common.program import (
     Parser,
+    check_matplotlib,
     counted,
     part,
     positive_int,
@@ -57,7 +59,7 @@ from scans.listing import list_slices
 from scans.series import SeveralSequences, describe_series
 from scans.slices import FAILURES, DataError, Kind, Listing, Options, Slice, by_scan
 from scans.volumes import PLANES
-from scans.writing import write_slices
+from scans.writing import try_file, write_slices
 
 # The flags of add_naming_arguments.
 NAMING = "name_pattern labels label_column slices_per_scan patients series echo".split()
@@ -137,7 +139,7 @@ def load_dataset(
     decoded = open_pixels(listing.slices, tuple(image_size), cache_dir, workers)
     if decoded.errors:
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
-        count = f"{len(lines):,} files can't be read; mend or remove them:"
+        count = f"{counted(len(lines), 'file')} can't be read; mend or remove them:"
         raise DataError(count, *first_problems(lines))
     return as_dataset(listing, decoded)
 
@@ -184,8 +186,8 @@ def split(
         copies.check_copies(dataset.slices, pairs, subset_of)
         repeated = copies.repeated_within_patient(dataset.pixels, dataset.slices, pairs)
         if dataset.rows.ndim == 1:  # a scan is one sample, with all of its slices
-            counted = [row not in repeated for row in dataset.rows.tolist()]
-            dataset = dataset.subset(dataset.rows[torch.tensor(counted)])
+            counts = [row not in repeated for row in dataset.rows.tolist()]
+            dataset = dataset.subset(dataset.rows[torch.tensor(counts)])
     subset_of_sample = [subset_of[s.scan] for s in dataset.samples]
     subsets = {
         name: dataset.subset(
@@ -232,13 +234,13 @@ def describe_counts(listing: Listing) -> str:
 
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
     """A table of what `split` gives, and before it how many slices of the dataset do not count."""
-    counted = by_scan(s for subset in subsets.values() for s in subset.samples)
-    lines = splits.describe_split(counted, subset_of_scans(subsets), dataset.classes)
+    scans = by_scan(s for subset in subsets.values() for s in subset.samples)
+    lines = splits.describe_split(scans, subset_of_scans(subsets), dataset.classes)
     if repeated := len(dataset) - sum(map(len, subsets.values())):
         lines.insert(
             0,
-            f"note: {repeated:,} slices are exactly in an earlier scan of their patient and are "
-            "left out: each image counts once",
+            f"note: {counted(repeated, 'slice')} exactly in an earlier scan of their patient, left "
+            "out: each image counts once",
         )
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
@@ -333,11 +335,13 @@ def run(args: argparse.Namespace) -> int:
         return keep_split(args)
     if args.write_problems:
         return keep_problems(args)
+    check_matplotlib()
     from scans import overview  # matplotlib, which a notebook may not need
 
     sheet = args.contact_sheet
-    if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
-        raise DataError(f"--contact-sheet {sheet}: expected a .png file in a folder that exists")
+    if sheet.suffix.lower() != ".png":
+        raise DataError(f"--contact-sheet {sheet}: expected a name that ends in .png")
+    try_file("--contact-sheet", sheet)
     try:
         listing = list_labelled(args.data_dir, args.classes, options_of(args))
     except SeveralSequences as error:
@@ -382,6 +386,7 @@ def run(args: argparse.Namespace) -> int:
 
 def keep_slices(args: argparse.Namespace) -> int:
     """--write-slices: all that can be listed, labelled or not."""
+    try_folder(args.write_slices.absolute().parent)
     listing = list_slices(args.data_dir, args.classes, options_of(args))
     written = write_slices(listing, args.write_slices, args.workers)
     left_out = [p for p in listing.problems if p.kind not in (Kind.REMARK, Kind.NAMELESS)]
@@ -393,14 +398,14 @@ def keep_slices(args: argparse.Namespace) -> int:
     if written.depths:
         print_lines(f"note: {describe_depths(written.depths)}")
     unlabelled = written.count - written.labelled
-    print_lines(
-        f"{args.write_slices}: {written.count:,} slices, {unlabelled:,} of them without a label"
-    )
+    count = counted(written.count, "slice")
+    print_lines(f"{args.write_slices}: {count}, {unlabelled:,} of them without a label")
     return 1 if written.problems or listing.of_kind(*FAILURES) else 0
 
 
 def keep_problems(args: argparse.Namespace) -> int:
     """--write-problems: a row for each file, folder or slice that can't be read."""
+    try_file("--write-problems", args.write_problems)
     listing = list_slices(args.data_dir, args.classes, options_of(args))
     decoded = open_pixels(listing.slices, tuple(args.image_size), args.cache_dir, args.workers)
     rows = [{"path": p.path, "error": p.text} for p in listing.of_kind(*FAILURES)]
@@ -412,6 +417,7 @@ def keep_problems(args: argparse.Namespace) -> int:
 
 def keep_split(args: argparse.Namespace) -> int:
     """--write-split: folders called train, val and test as a table for --split-file."""
+    try_file("--write-split", args.write_split)
     listing = list_labelled(args.data_dir, args.classes, options_of(args))
     scans = by_scan(listing.slices)
     subset_of, note = splits.split_by_folder(scans, args.data_dir, args.seed)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from common.files import NotAFile, abridged, open_regular, whole_file
-from common.program import UserError
+from common.program import UserError, counted
 
 # ---- CSV tables of ours --------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class Record(NamedTuple):
     """A line of a CSV file, or several where a field in quotes holds line ends."""
 
     line: int  # its first one
-    cells: list[str]
+    cells: list[str]  # as they are written
 
 
 class Row(NamedTuple):
@@ -118,6 +118,7 @@ class Table(NamedTuple):
 
     columns: list[str]
     rows: list[Row]
+    guarded: frozenset[tuple[int, str]] = frozenset()  # line, column: behind an apostrophe
 
     def columns_called(self, *names: str) -> list[str]:
         """All columns of any of these names; case, spaces, underscores and hyphens don't count."""
@@ -159,7 +160,7 @@ def read_records(path: str | Path, what: str) -> list[Record]:
     try:
         for cells in reader:
             if any(map(str.strip, cells)):
-                records.append(Record(line + 1, list(map(as_it_was, cells))))
+                records.append(Record(line + 1, cells))
             line = skipped + reader.line_num
     except csv.Error as error:  # such as a quote that is not closed, or a field without an end
         raise UserError(f"{path}, line {line + 1}: not a row of a {what}: {error}") from error
@@ -170,21 +171,25 @@ def read_records(path: str | Path, what: str) -> list[Record]:
 
 def as_table(path: str | Path, records: list[Record]) -> Table:
     """A table whose header is the first record. Raises UserError as read_csv does."""
-    columns = [" ".join(name.split()) for name in records[0].cells]  # a name is one line
+    columns = [" ".join(as_it_was(name).split()) for name in records[0].cells]  # a name is one line
     while not columns[-1]:
         columns.pop()
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path}: it has two columns {abridged(twice)}; rename one of them")
-    rows = []
+    rows, guarded = [], set()
     for line, cells in records[1:]:
         if any(map(str.strip, cells[len(columns) :])):
+            fields, names = counted(len(cells), "field"), counted(len(columns), "column")
             raise UserError(
-                f"{path}, line {line}: {len(cells)} fields, but there are {len(columns)} columns; "
-                "a field that holds the delimiter must be in quotes"
+                f"{path}, line {line}: {fields}, but there are {names}; a field that holds the "
+                "delimiter must be in quotes"
             )
         missing = [""] * (len(columns) - len(cells))
-        rows.append(Row(line, dict(zip(columns, [*cells, *missing], strict=False))))
-    return Table(columns, rows)
+        written = dict(zip(columns, [*cells, *missing], strict=False))
+        read = {column: as_it_was(cell) for column, cell in written.items()}
+        guarded |= {(line, column) for column in read if read[column] != written[column]}
+        rows.append(Row(line, read))
+    return Table(columns, rows, frozenset(guarded))
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.csv_tables import whole_csv, write_csv
 from common.files import made_folder
-from common.program import UserError, print_lines
+from common.program import UserError, counted, print_lines
 from common.workers import memory_of
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns
@@ -196,7 +196,9 @@ def keep_partial(folder: Path, columns: dict[str, list[str]], done: list[Answers
             path = partial_table(folder, name)
             with suppress(OSError):
                 write_csv(path, found, columns[name])
-                print_lines(f"note: the first {len(found):,} rows are in {path}", to_error=True)
+                print_lines(
+                    f"note: kept in {path}: the first {counted(len(found), 'row')}", to_error=True
+                )
 
 
 def rows_of_slices(answers: Answers) -> Iterator[dict]:

@@ -62,6 +62,11 @@ def export_onnx(model: Perceiver, path: Path) -> None:
         import onnxscript  # noqa: F401 (for torch.onnx)
     except ImportError as error:
         raise MissingPackage("--export needs: pip install -r requirements-extra.txt") from error
+    except Exception as error:  # a broken library may raise anything
+        raise MissingPackage(
+            f"--export: its packages can't be imported ({type(error).__name__}: {error}): "
+            "pip install -r requirements-extra.txt"
+        ) from error
     proto = trace(Classifier(copy.deepcopy(model).cpu(), temperature).eval())
     known = {"plane": "stored", "slices": 40, **model.preprocessing, "temperature": temperature}
     names = "classes image_size mean std temperature plane slices".split()

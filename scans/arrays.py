@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.files import open_regular
+from common.program import counted
 from scans.slices import Volume, VolumeError
 
 MAX_HEADER = 10_000  # bytes; NumPy's own are 128, and what is longer is hostile
@@ -73,7 +74,8 @@ def read_layout(path: str) -> Layout:
     elif dtype.kind not in NUMBERS:
         problem = f"holds values of type {dtype}, expected whole numbers, floats or booleans"
     elif len(shape) != 3:
-        problem = f"an array of {len(shape)} dimensions ({size}), expected slices x height x width"
+        dimensions = counted(len(shape), "dimension")
+        problem = f"an array of {dimensions} ({size}), expected slices x height x width"
     elif min(shape) < 1:
         problem = f"an array of {size} values, expected slices x height x width"
     elif held < (needed := layout.offset + math.prod(shape) * dtype.itemsize):

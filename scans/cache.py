@@ -6,6 +6,7 @@ decoded = open_pixels(listing.slices, (76, 86), "cache")    # the same, from a f
 
 import hashlib
 import os
+import shutil
 import time
 import warnings
 import zlib
@@ -15,19 +16,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from common.files import NotAFile, check_regular, read_json, whole_file, write_json
+from common.program import counted
 from common.quiet import quiet_libraries
 from common.signals import orderly
 from common.threads import in_threads
+from common.workers import memory_of
 from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
-from scans.slices import Slice
+from scans.slices import DataError, Slice
 from scans.volumes import VolumeError, read_slices, source_files
 
 CACHE_VERSION = 3  # to be raised when decoding gives other pixels than before
 LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
+MAX_SIDE = 2**16  # pixels; no model can be of more
+GB = 1e9
 CHUNK = 4096  # images at a time where all of them might not fit into memory
 
 
@@ -53,8 +59,13 @@ def decode_slices(
 
     16-bit images wait, resized, until all of their scan are read: its largest value is their white.
     So a scan must not be spread over two calls. into is an array to fill, in place of a new one.
+
+    Raises DataError if a new one has no room in memory.
     """
-    pixels = np.zeros((len(slices), 1, *image_size), np.uint8) if into is None else into
+    if into is None:
+        check_room(len(slices), image_size)
+        into = np.zeros((len(slices), 1, *image_size), np.uint8)
+    pixels = into
     errors, depths, scans = {}, Counter(), jobs_by_scan(slices)
 
     def decode(positions: list[int]) -> DecodedImage | None:
@@ -102,6 +113,32 @@ def jobs_by_scan(slices: list[Slice]) -> list[list[list[int]]]:
     return [list(sources.values()) for sources in jobs.values()]
 
 
+# ---- room ----------------------------------------------------------------------------------------
+
+
+def check_room(slices: int, image_size: tuple[int, int], cache_dir: Path | None = None) -> None:
+    """Raise DataError if so many slices fit neither into memory nor, if it is given, the cache."""
+    height, width = image_size
+    size = f"--image-size {height} {width}"
+    needed, there = slices * height * width, {"memory": memory_of(torch.device("cpu"))}
+    if cache_dir is not None:
+        there[f"--cache-dir {cache_dir}"] = free_space(cache_dir)
+    if needed > max(there.values()):
+        found = " and ".join(f"{room / GB:,.1f} GB in {where}" for where, room in there.items())
+        raise DataError(
+            f"{size}: the pixels of {counted(slices, 'slice')} take {needed / GB:,.1f} GB, and "
+            f"there are {found}: try a smaller size"
+        )
+    if max(image_size) > MAX_SIDE:
+        raise DataError(f"{size}: expected at most {MAX_SIDE:,} a side")
+
+
+def free_space(folder: Path) -> int:
+    """Bytes where a folder is, or would be made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(nearest).free
+
+
 # ---- decoded once --------------------------------------------------------------------------------
 
 
@@ -120,7 +157,10 @@ def open_pixels(
     The file's name follows from the paths, sizes and times of the files, the image size and how
     volumes are sliced; its checksum is checked. It may be larger than memory. Where files can't be
     read or the cache can't be written, the pixels are in memory.
+
+    Raises DataError if they have no room in either.
     """
+    check_room(len(slices), image_size, Path(cache_dir))
     shape = (len(slices), 1, *image_size)
 
     def in_memory(note: str = "") -> Decoded:

@@ -27,6 +27,7 @@ MOST_PAIRS = 500_000  # of more pairs, only enough are kept to link all copies
 COPIES_VERSION = 2  # to be raised when other pairs are found than before
 
 DIRECTIONS = 16  # of grey levels, and as many of unit vectors: what the search divides images by
+ITERATIONS = 16  # after which the search takes no longer than with exact directions
 SAMPLE = 4096  # images that the directions are computed from
 LEAF = 2**19  # so many comparisons are faster done than divided
 BLOCK = 1024  # images at a time
@@ -94,8 +95,17 @@ def unit_vectors(small: Tensor) -> Tensor:
 
 
 def principal_directions(vectors: Tensor) -> Tensor:
-    """Those in which the vectors (m, 576) differ most, of length 1: (576, DIRECTIONS)."""
-    return torch.linalg.eigh(vectors.T.cov()).eigenvectors[:, -DIRECTIONS:]
+    """About those in which the vectors (m, 576) differ most, of length 1: (576, DIRECTIONS).
+
+    By subspace iteration: of a few images, or small ones that were enlarged, the covariance has
+    hundreds of eigenvalues that are 0, and with those LAPACK's eigh may not converge.
+    """
+    covariance = vectors.T.cov()
+    start = torch.Generator().manual_seed(0)
+    directions = torch.randn(len(covariance), DIRECTIONS, generator=start)
+    for _ in range(ITERATIONS):
+        directions = torch.linalg.qr(covariance @ directions).Q
+    return directions
 
 
 def bounded_columns(small: Tensor, sharp: Tensor) -> Tensor:
@@ -251,17 +261,17 @@ def describe_copies(slices: list[Slice], pixels: Tensor, pairs: Pairs) -> list[s
         labels = slices[a].label, slices[b].label
         wrong = "" if len(set(labels)) == 1 else f", once {labels[0]} and once {labels[1]}"
         lines.append(
-            f"{describe_count(pixels, found)} are in two scans {whose}: {one} and {other}{wrong} "
+            f"{describe_count(pixels, found)} in two scans {whose}: {one} and {other}{wrong} "
             f"(first: {slices[a].name} = {slices[b].name})"
         )
     if len(lines) > 10:
-        lines[10:] = [f"and {len(lines) - 10} more pairs of scans have images in common"]
+        lines[10:] = [f"and {counted(len(lines) - 10, 'more pair')} of scans with images in common"]
     if within:
         a, b = within[0]
         scans = {slices[position].scan for pair in within for position in pair}
         patients = {slices[position].patient for position, _ in within}
         lines.append(
-            f"{describe_count(pixels, within)} are copies of others of the same patient and label, "
+            f"{describe_count(pixels, within)} copied from others of the same patient and label, "
             f"in {counted(len(scans), 'scan')} of {counted(len(patients), 'patient')} "
             f"(first: {slices[a].name} = {slices[b].name})"
         )
@@ -271,7 +281,7 @@ def describe_copies(slices: list[Slice], pixels: Tensor, pairs: Pairs) -> list[s
 def describe_count(pixels: Tensor, pairs: Pairs) -> str:
     """How many images are copies of earlier ones, and how many of them byte for byte."""
     exact = {b for a, b in pairs if torch.equal(pixels[a], pixels[b])}
-    return f"{len({b for _, b in pairs})} images ({len(exact)} exactly)"
+    return f"{counted(len({b for _, b in pairs}), 'image')} ({len(exact)} exactly)"
 
 
 def check_copies(slices: list[Slice], pairs: Pairs, subset_of: dict[str, str]) -> None:
@@ -284,6 +294,6 @@ def check_copies(slices: list[Slice], pairs: Pairs, subset_of: dict[str, str]) -
             for a, b in leaks
         ]
         raise DataError(
-            f"{len(leaks)} images are in more than one subset: {abridged(named)}; put the patients "
-            "of both into one"
+            f"{counted(len(leaks), 'image')} in more than one subset: {abridged(named)}; put the "
+            "patients of both into one"
         )

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from common.files import open_regular
+from common.program import counted
 from common.signals import check, orderly
 from scans.archives import TooLarge, unpack
 from scans.names import is_volume_name
 from scans.slices import Kind, NoSeries, Problem, TooShort, Volume, VolumeError
-from scans.volumes import MIN_SLICES, number_of, read_header
+from scans.volumes import MIN_SLICES, read_header, sorting_number
 
 NOT_DICOM = set(
     ".png .jpg .jpeg .bmp .tif .tiff .gif .txt .csv .json .md .pdf .db .ini .py .pt .zip .gz .tar "
@@ -109,8 +110,8 @@ def sort_series(path: str, headers: list[Volume], echo: int | None = None) -> Vo
             continue
         tags = header.tags
         orientation = tuple((header.direction.ravel().round(3) + 0.0).tolist())
-        key = (number_of(tags.get("number")), tags.get("series", ""), header.size, orientation)
-        time = number_of(tags.get("echo_time")), number_of(tags.get("echo"))
+        key = (sorting_number(tags.get("number")), tags.get("series", ""), header.size, orientation)
+        time = sorting_number(tags.get("echo_time")), sorting_number(tags.get("echo"))
         groups[key][time].append(header)
     for _, echoes in sorted(groups.items()):
         times = sorted(echoes)
@@ -145,19 +146,19 @@ def stack(path: str, slices: list[Volume]) -> Volume:
     slices = sorted(slices, key=lambda s: float(normal @ s.origin))
     gaps = np.diff([normal @ s.origin for s in slices])
     if len(slices) < MIN_SLICES:
-        text = f"{name}: only {len(slices)} slices, expected {MIN_SLICES} or more"
+        text = f"{name}: only {counted(len(slices), 'slice')}, expected {MIN_SLICES} or more"
         raise TooShort(path, text, description)
     if not all(s.tags.get("position") for s in slices):
         text = f"{name}: slices without a position (ImagePositionPatient)"
         raise VolumeError(path, text, description)
     if (twice := np.flatnonzero(gaps < 0.01)).size:
         first = " and ".join(os.path.basename(s.path) for s in slices[twice[0] :][:2])
-        text = f"{name}: {twice.size} slices lie where another one does, first: {first}"
+        text = f"{name}: {counted(twice.size, 'slice')} where another one lies, first: {first}"
         raise VolumeError(path, text, description)
     step = float(np.median(gaps))
     missing = int((np.maximum(np.round(gaps / step), 1) - 1).sum())
     if missing * 10 > len(slices) + missing:
-        text = f"{name}: {missing} of {len(slices) + missing} slices are missing"
+        text = f"{name}: {missing} of {len(slices) + missing} slices missing"
         raise VolumeError(path, text, description)
     return replace(
         slices[0],

@@ -167,7 +167,7 @@ def remove_copies(found: list[Found], problems: list[Problem]) -> None:
         kept.append(item)
     found[:] = kept
     if twice:
-        text = f"{len(twice)} images are copies of slices already found and are left out: "
+        text = f"{counted(len(twice), 'image')} copied from slices already found, left out: "
         problems.append(Problem("", Kind.REMARK, text + abridged(twice)))
 
 
@@ -275,9 +275,10 @@ def count_scans(found: list[Found], size: int) -> None:
         groups[folder or item.label, item.label].append(item)
     for (folder, label), members in groups.items():
         if len(members) % size:
+            count = counted(len(members), f"{label} image")
             raise DataError(
-                f"--slices-per-scan {size}: the {len(members)} {label} images of {folder} do not "
-                f"divide into scans of {size} (first: {members[0].source})"
+                f"--slices-per-scan {size}: {count} of {folder} can't be "
+                f"divided into scans of {size} (first: {members[0].source})"
             )
         for i, item in enumerate(members):
             item.scan, item.number = f"{folder} {i // size + 1:04}", i % size
@@ -319,5 +320,7 @@ def unify_patients(found: list[Found], problems: list[Problem]) -> None:
             item.patient = first_of[item.patient]
     several = [" = ".join(of_one) for of_one in spellings.values() if len(of_one) > 1]
     if several:
-        text = f"{len(several)} patients are spelled in several ways, and taken for one each: "
+        text = (
+            f"{counted(len(several), 'patient')} spelled in several ways, and taken for one each: "
+        )
         problems.append(Problem("", Kind.REMARK, text + abridged(several)))

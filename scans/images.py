@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.files import NotAFile, open_regular
+from common.program import counted
 from scans.slices import DataError
 
 # What Pillow doubts in a file, such as its EXIF data, is no matter where it is decoded.
@@ -136,6 +137,6 @@ def describe_depths(depths: dict[int, int]) -> str:
     """A line for a person on the scans of 16-bit images: bits -> how many; "" if there are none."""
     if not depths:
         return ""
-    counts = {bits: "1 scan" if n == 1 else f"{n:,} scans" for bits, n in sorted(depths.items())}
+    counts = {bits: counted(n, "scan") for bits, n in sorted(depths.items())}
     held = ", ".join(f"{bits} bits in {scans}" for bits, scans in counts.items())
     return f"16-bit images hold {held}: made 8 bits scan by scan"

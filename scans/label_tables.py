@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.csv_tables import Record, Table, as_table, plain_name, read_records
+from common.program import counted
 from scans.names import VOLUME_ENDING, are_sides
 from scans.slices import SIDES, Contradiction, DataError
 from scans.tables import (
@@ -200,9 +201,9 @@ class LabelTables:
             lonely = sum((row.path, row.line) not in self.matched for row in rows)
             empty = sum(not row.label for row in rows)
             if lonely:
-                notes.append(f"of {len(rows):,} rows of {path} {lonely:,} belong to no scan")
+                notes.append(f"{path}: {lonely:,} of {counted(len(rows), 'row')} without a scan")
             if empty:
-                notes.append(f"of {len(rows):,} rows of {path} {empty:,} have no label")
+                notes.append(f"{path}: {empty:,} of {counted(len(rows), 'row')} without a label")
         return notes
 
 

@@ -47,7 +47,7 @@ def list_labelled(
         check_one_sequence(listing.slices)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
-        raise DataError(f"{len(lines):,} folders or volumes can't be read:", *first_problems(lines))
+        raise DataError(f"{counted(len(lines), 'path')} can't be read:", *first_problems(lines))
     remarks = listing.of_kind(Kind.REMARK)
     if unread := listing.of_kind(Kind.PACKAGE):
         paths = abridged([problem.path for problem in unread])
@@ -71,7 +71,7 @@ def list_labelled(
         text = f"{counted(len(others), 'slice')} without a label, left out: {abridged(others)}"
         remarks.append(Problem("", Kind.REMARK, text))
     if localizers := listing.of_kind(Kind.LOCALIZER):
-        text = f"{len(localizers)} series are too short for a scan: "
+        text = f"{len(localizers)} series too short for a scan: "
         text += abridged([problem.path for problem in localizers])
         remarks.append(Problem("", Kind.REMARK, text))
     if nameless := listing.of_kind(Kind.NAMELESS):
@@ -171,12 +171,12 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
         return []
     scans_of = Counter(s.patient for s in scans.values())
     low, high = min(scans_of.values()), max(scans_of.values())
-    each = f"{low}" if low == high else f"{low} to {high}"
+    each = counted(low, "scan") if low == high else f"{low} to {high} scans"
     lines = []
     if listing.is_inferred:
         shown = list(scans.values())[:: max(1, len(scans) // 3)][:3]
         examples = ", ".join(f"{s.name} -> {s.patient}" for s in shown)
-        text = f"patients are {listing.patients}: {len(scans_of)}, of {each} scans each: {examples}"
+        text = f"patients are {listing.patients}: {len(scans_of)}, of {each} each: {examples}"
         lines.append(text)
     several = {patient for patient, count in scans_of.items() if count > 1}
     having = {(s.patient, s.label) for s in slices}
@@ -194,7 +194,9 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
     usual = max(Counter(sizes.values()).items(), key=lambda item: item[::-1])[0]
     odd = [f"{scan} ({n})" for scan, n in sorted(sizes.items()) if n != usual]
     if odd and len(odd) <= len(sizes) / 2:
-        lines.append(f"{len(odd)} scans do not have {usual} slices: {abridged(odd)}")
+        lines.append(
+            f"{counted(len(odd), 'scan')} not of {counted(usual, 'slice')}: {abridged(odd)}"
+        )
     return lines
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.files import abridged
-from common.program import MissingPackage
+from common.program import MissingPackage, counted
 from common.quiet import quiet_libraries
 from scans import names
 from scans.dicom import problem_of
@@ -230,7 +230,7 @@ class Lister:
         for error in failures:
             self.note(Kind.UNREADABLE, error.strerror, error.filename)
         if lost:
-            text = f"{len(lost)} links lead nowhere and are left out: {abridged(lost)}"
+            text = f"{counted(len(lost), 'link')} to nothing, left out: {abridged(lost)}"
             self.note(Kind.REMARK, text)
         if own:
             self.note(Kind.REMARK, f"caches and runs are no data, left out: {abridged(own)}")

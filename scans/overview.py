@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from common.pictures import Box, fitted, height_for, make_page, put_image, put_text, save
+from common.program import counted
 from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans import names
@@ -40,10 +41,10 @@ def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
             f"{label:<{width}} {count:>7,} slices, {len(members):>4} scans, {number:>4} patients"
         )
     several = len([p for p, n in Counter(p for p, _ in having).items() if n > 1])
-    both = (
-        f"both knees of {several}" if names.are_sides(classes) else f"several classes of {several}"
+    both = "both knees" if names.are_sides(classes) else "several classes"
+    lines.append(
+        f"{both} of {counted(several, 'patient')}; {len(scans) / len(patients):.1f} scans a patient"
     )
-    lines.append(f"{both} patients; {len(scans) / len(patients):.1f} scans a patient")
     if visits := Counter(m[1] for scan in scans if (m := names.AKOA_VISIT.match(scan))):
         lines.append("visits: " + ", ".join(f"{name} {n}" for name, n in visits.most_common()))
     return lines
@@ -78,7 +79,7 @@ def describe_pixels(pixels: Tensor, mean: float, std: float) -> list[str]:
         f"means of slices {low:.0f} / {middle:.0f} / {high:.0f} (1 %, 50 %, 99 %)"
     ]
     blank = int((means < 1).sum())
-    return lines + ([f"{blank} slices are black"] if blank else [])
+    return lines + ([f"black slices: {blank:,}"] if blank else [])
 
 
 def choose_shown(slices: list[Slice], pixels: Tensor, classes: list[str]) -> list[Shown]:

@@ -164,22 +164,22 @@ def merge_remarks(
         counts = Counter(problem.series for problem in unchosen)
         found = [f"{name} ({number})" for name, number in counts.most_common()]
         if not any(s.volume for s in slices):
-            text = f"--series {options.series}: is none of the {len(unchosen)} series that are "
+            text = f"--series {options.series}: is none of the series that are "
             raise DataError(text + f"there: {', '.join(found)}")
-        lines.append(f"{len(unchosen)} series are not `{options.series}`: {abridged(found)}")
+        lines.append(f"{len(unchosen)} series not `{options.series}`: {abridged(found)}")
     if echoes := of_kind.pop(Kind.ECHOES, []):
         times = Counter(problem.text for problem in echoes)
         lines.append(
-            f"{len(echoes)} series have several echoes: the shortest ({abridged(list(times))}) is "
+            f"{len(echoes)} series with several echoes: the shortest ({abridged(list(times))}) is "
             "taken; --echo N takes another"
         )
-    for kind, what in [
-        (Kind.SHORT, "series are too short for a scan"),
-        (Kind.FOREIGN, "archives are passed over: zips, and those without DICOM files"),
-    ]:
-        if passed := of_kind.pop(kind, []):
-            paths = [problem.path for problem in passed]
-            lines.append(f"{len(paths)} {what}: {abridged(paths)}")
+    if short := of_kind.pop(Kind.SHORT, []):
+        paths = abridged([problem.path for problem in short])
+        lines.append(f"{len(short)} series too short for a scan: {paths}")
+    if foreign := of_kind.pop(Kind.FOREIGN, []):
+        paths = abridged([problem.path for problem in foreign])
+        count = counted(len(foreign), "archive")
+        lines.append(f"{count} passed over, as zips and those without DICOM files are: {paths}")
     of_files = [problem for problem in of_kind[Kind.REMARK] if problem.path]
     lines += abridged_lines(merge_alike(of_files))
     left = [p for p in problems if p.kind in of_kind and not (p.kind is Kind.REMARK and p.path)]

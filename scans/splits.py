@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.csv_tables import read_csv, write_csv
+from common.program import counted
 from scans.slices import DataError, Slice
 
 Scans = dict[str, list[Slice]]  # scan name -> its slices, as slices.by_scan gives them
@@ -62,8 +63,8 @@ def split_by_patient(
         sizes[patient][labels.index(slices[0].label)] += len(slices)
     if len(sizes) < len(SUBSETS):
         raise DataError(
-            f"{len(sizes)} patients ({', '.join(sorted(sizes))}) can't fill train, val and test; "
-            "at least three are needed (--name-pattern says where names tell the patient"
+            f"{counted(len(sizes), 'patient')} ({', '.join(sorted(sizes))}) can't fill train, val "
+            "and test; at least three are needed (--name-pattern says where names tell the patient"
             f"{'; patients that share images count as one' if together else ''})"
         )
     fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
@@ -145,7 +146,9 @@ def split_by_scan(
     for label in labels_of(scans):
         names = sorted(name for name, slices in scans.items() if slices[0].label == label)
         if len(names) < len(SUBSETS):
-            raise DataError(f"{len(names)} {label} scans can't fill train, val and test")
+            raise DataError(
+                f"{counted(len(names), f'{label} scan')} can't fill train, val and test"
+            )
         share = EXPERIMENT_SHARES.get(label.lower(), HELD_OUT)
         val = share if val_fraction is None else val_fraction
         test = share if test_fraction is None else test_fraction
@@ -211,7 +214,8 @@ def split_by_folder(scans: Scans, root: str | Path, seed: int = 0) -> FolderSpli
     for i, subset in enumerate(lacking):
         moved = set(train[i * count : (i + 1) * count])
         subset_of |= {name: subset for name in scans if patient_of[name] in moved}
-    note = f"no folder is called {' or '.join(lacking)}: made of {count} patients of train each"
+    moved = counted(count, "patient")
+    note = f"no folder is called {' or '.join(lacking)}: made of {moved} of train each"
     return FolderSplit(subset_of, note if lacking else "")
 
 
@@ -237,8 +241,8 @@ def check_patients(scans: Scans, subset_of: dict[str, str]) -> None:
         named = [f"{patient} ({', '.join(sorted(found))})" for patient, found in leaks.items()]
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
         raise DataError(
-            f"{len(leaks)} patients are in more than one subset: {', '.join(named[:10])}{more}; "
-            "put all scans of a patient into one"
+            f"{counted(len(leaks), 'patient')} in more than one subset: {', '.join(named[:10])}"
+            f"{more}; put all scans of a patient into one"
         )
 
 
@@ -289,11 +293,11 @@ def read_split(path: str | Path, scans: Scans) -> dict[str, str]:
         if subset_of.setdefault(scan, subset) != subset:
             raise DataError(f"{path}, line {line}: scan {scan} is in two subsets")
     for names, problem in [
-        (scans.keys() - subset_of.keys(), "scans of the data are not in the split file"),
-        (subset_of.keys() - scans.keys(), "scans of the split file are not in the data"),
+        (scans.keys() - subset_of.keys(), "of the data not in the split file"),
+        (subset_of.keys() - scans.keys(), "of the split file not in the data"),
     ]:
         if names:
-            raise DataError(f"{path}: {len(names)} {problem}, first: {min(names)}")
+            raise DataError(f"{path}: {counted(len(names), 'scan')} {problem}, first: {min(names)}")
     for subset in SUBSETS:
         if subset not in subset_of.values():
             raise DataError(f"{path}: no scan is in {subset}")
@@ -326,8 +330,8 @@ def describe_lacking(lacking: dict[str, list[str]], classes: Sequence[str]) -> l
     if len(classes) - len(lacking["val"]) < 2:
         effects["val"] += ", and predict.py will call every scan unsure"
     return [
-        f"warning: no patient of {name} has a {label} slice: {effect}; more may have one with a "
-        f"larger --{name}-fraction"
+        f"warning: no patient of {name} has a {label} slice: {effect}; it takes more patients "
+        f"in {name} (--{name}-fraction, or the split file)"
         for name, effect in effects.items()
         for label in lacking[name]
     ]

@@ -53,7 +53,7 @@ def coded(value: str) -> Coded:
     return Coded(value.strip(), "")
 
 
-def number_of(patient: str) -> str:
+def without_zeros(patient: str) -> str:
     """12.0 is 12: pandas wrote it."""
     return coded(patient).code if not coded(patient).text else patient
 
@@ -175,8 +175,11 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     rows = []
     for line, row in table.rows:
         file, label = file_of(path, row[columns.path]), label_in(row[columns.label])
+        literal = f"'{row[columns.path]}".strip()
+        if (line, columns.path) in table.guarded and os.path.exists(path.parent / literal):
+            file = literal  # an apostrophe of a name, and none that guards it from spreadsheets
         patient, scan = (text_of(row[column]) if column else "" for column in columns[2:])
-        patient = "" if is_missing(patient) or patient.lower() in NOBODY else number_of(patient)
+        patient = "" if is_missing(patient) or patient.lower() in NOBODY else without_zeros(patient)
         rows.append(ManifestRow(line, file, label, patient, scan))
     return rows
 

@@ -71,13 +71,19 @@ def side_of_position(volume: Volume) -> str | None:
 
 
 def simpleitk():
-    """SimpleITK, imported when a volume is really read. Raises MissingPackage without it."""
+    """SimpleITK, imported when a volume is really read.
+
+    Raises MissingPackage without it, or of a broken one.
+    """
+    install = "pip install -r requirements-extra.txt"
     try:
         import SimpleITK
     except ImportError:
-        raise MissingPackage(
-            "reading volumes needs SimpleITK: pip install -r requirements-extra.txt"
-        ) from None
+        raise MissingPackage(f"reading volumes needs SimpleITK: {install}") from None
+    except Exception as error:  # a broken library may raise anything
+        problem = f"{type(error).__name__}: {error}"
+        text = f"SimpleITK, which reads volumes, can't be imported ({problem}): {install}"
+        raise MissingPackage(text) from error
     SimpleITK.ProcessObject_SetGlobalWarningDisplay(False)
     return SimpleITK
 
@@ -131,8 +137,8 @@ def clean(tag: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def number_of(text: str | None) -> float:
-    """For sorting: what is no number comes last."""
+def sorting_number(text: str | None) -> float:
+    """What is no number comes last."""
     try:
         return float(text)
     except (TypeError, ValueError):

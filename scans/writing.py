@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import whole_folder
+from common.files import check_regular, try_folder, whole_folder
+from common.program import UserError
 from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans.images import ImageError, bit_depth, read_image, to_grey
@@ -44,6 +45,15 @@ class Result(NamedTuple):
 
     highest: int | None = None  # of a 16-bit image, which is not written yet
     problem: Problem | None = None
+
+
+def try_file(flag: str, path: Path) -> None:
+    """Before the work: raise UserError, or OSError with a name, if it can't be written."""
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: no such folder: {path.parent}")
+    if path.exists():
+        check_regular(path)
+    try_folder(path.parent)
 
 
 @quiet_libraries()

@@ -1,6 +1,10 @@
 """dataset.py: class Dataset and its subsets; what `python dataset.py DIR` says and draws."""
 
+import os
+import resource
 import shutil
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -21,6 +25,7 @@ from scans.overview import Shown, draw_contact_sheet
 from scans.slices import DataError, Slice, by_scan
 
 CLASSES = ["none", "mild", "severe"]
+ROOT = Path(dataset.__file__).parent
 
 
 # ---- class Dataset -------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ def test_split_file_says_it_with_the_column_label_or_side(graded, knees, tmp_pat
     for name, subset in split(everything, split_file=path).items():
         assert torch.equal(subset.rows, subsets[name].rows)
     path.write_text(path.read_text().replace("train,", "test,", 1))
-    with pytest.raises(DataError, match="1 patients are in more than one subset"):
+    with pytest.raises(DataError, match="1 patient in more than one subset"):
         split(everything, split_file=path)
 
 
@@ -216,12 +221,12 @@ def test_dataset_py_says_what_is_there_and_draws_it(phantoms, tmp_path, monkeypa
         "  visits: BaseLine 8",
         "       65  260 x 228 RGB",
         "        2  100 x 90 L",
-        "  1 slices are black",
+        "  black slices: 1",
         "test",
     ):
         assert f"\n{line}" in f"\n{output}", line
-    assert "1 images (1 exactly) are in two scans of patients OAI0000002 and" in output
-    assert "grey levels 0 to 255: mean" in output and "2 scans do not have 8 slices" in output
+    assert "1 image (1 exactly) in two scans of patients OAI0000002 and" in output
+    assert "grey levels 0 to 255: mean" in output and "2 scans not of 8 slices" in output
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
     assert pixels.shape[1] > 1000 and pixels.std() > 40
@@ -262,7 +267,7 @@ def test_unreadable_files_are_listed_and_do_not_darken_the_rest(phantoms, tmp_pa
     assert dataset.main([str(tmp_path / "knees"), "--contact-sheet", str(sheet)]) == 2
     output, error = capsys.readouterr()
     assert error.count("\n") == 2 and all(f"dataset.py: {path}: " in error for path in broken)
-    assert "slices are black" not in output and "16-bit" not in output
+    assert "black slices" not in output and "16-bit" not in output
     with Image.open(sheet) as image:
         assert (np.asarray(image.convert("L")) > 250).mean() < 0.6 and "left" in output
 
@@ -271,8 +276,8 @@ def test_unreadable_files_are_listed_and_do_not_darken_the_rest(phantoms, tmp_pa
     "arguments, message",
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["KNEES", "--contact-sheet", "no/such/folder.png"], "expected a .png file in a folder"),
-        (["KNEES", "--contact-sheet", "sheet"], "expected a .png file in a folder that exists"),
+        (["KNEES", "--contact-sheet", "no/such/folder.png"], "no such folder: no/such"),
+        (["KNEES", "--contact-sheet", "sheet"], "expected a name that ends in .png"),
         (["KNEES", "--name-pattern", "("], "not a regular expression"),
         (["KNEES", "--val-fraction", "2"], "below 1, got 2"),
         (["KNEES", "--split-file", "none.csv"], "none.csv"),
@@ -287,6 +292,67 @@ def test_unusable_arguments_exit_2_and_are_named(phantoms, capsys, arguments, me
     except SystemExit as stop:  # argparse
         code = stop.code
     assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--contact-sheet", "sheet.png"], ".: File too large"),
+        (["--write-split", "out/split.csv"], "out: File too large"),
+        (["--write-problems", "problems.csv"], ".: File too large"),
+        (["--write-slices", "out/slices"], "out: File too large"),
+        (["--contact-sheet", "folder.png"], "folder.png: a folder, expected a file"),
+        (["--write-split", "pipe"], "pipe: a pipe, expected a file"),
+        (["--write-problems", "no/problems.csv"], "--write-problems no/problems.csv: no such fol"),
+        (["--write-slices", "file/slices"], "file: File exists"),
+    ],
+)
+def test_outputs_are_tried_before_the_work(tmp_path, flags, said):
+    """On a disk without room, and where something is in the way."""
+    for folder in ("out", "folder.png"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    limit = resource.RLIMIT_FSIZE, (1000, 1000)
+    done = subprocess.run(
+        [sys.executable, "-B", ROOT / "dataset.py", "not-even-there", *flags],
+        preexec_fn=(lambda: resource.setrlimit(*limit)) if "too large" in said else None,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (1 if "too large" in said else 2) and not done.stdout
+    line = done.stderr.replace(f"{tmp_path}/", "")
+    assert line.startswith(f"dataset.py: {said}") and line.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png", "out", "pipe"]
+
+
+def test_a_broken_matplotlib_is_found_before_the_work(tmp_path):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "matplotlib.py").write_text("raise ImportError('of another NumPy')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "dataset.py", "not-even-there"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "packages")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        "dataset.py: matplotlib can't be imported (of another NumPy): pip install -r "
+        "requirements.txt"
+    ]
+
+
+@pytest.mark.parametrize("more", [[], ["--write-problems", "problems.csv"]])
+def test_an_image_size_without_room_is_one_line(phantoms, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    assert dataset.main([str(phantoms), "--image-size", "10000000", "10000000", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "dataset.py: --image-size 10000000 10000000: the pixels of 64 slices take 6,400,000.0 GB, "
+        "and there are "
+    )
+    assert not Path("problems.csv").exists()
 
 
 def test_all_files_unreadable_is_unusable_data(tmp_path, capsys):

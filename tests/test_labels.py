@@ -249,5 +249,6 @@ def test_a_class_without_a_patient_in_a_subset_is_said(bands, tmp_path, capsys):
     assert len(warnings) == 2
     for line in warnings:
         assert line.startswith("warning: no patient of ") and " has a middle slice: " in line
+        assert line.endswith("-fraction, or the split file)")
     assert train.main(["--data-dir", str(bands), *arguments[2:]]) == 0
     assert "warning" not in capsys.readouterr().out

@@ -7,7 +7,6 @@ check_image_size(args, slices)      # before anything is decoded
 import argparse
 import math
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -73,15 +72,9 @@ def check_classes(args: argparse.Namespace, classes: list[str]) -> None:
 
 
 def check_image_size(args: argparse.Namespace, slices: int) -> None:
-    """Raise UserError if so many slices of this size, or a batch of their tokens, have no room."""
+    """Raise UserError if a batch of so many tokens has no room, or no checkpoint could hold it."""
     height, width = args.image_size
     size, tokens = f"--image-size {height} {width}", height * width
-    pixels, free = slices * tokens, max(memory_of(torch.device("cpu")), disk_of(args.cache_dir))
-    if pixels > free:
-        raise UserError(
-            f"{size}: the pixels of {counted(slices, 'slice')} take {pixels / GB:,.0f} GB, and "
-            f"there are {free / GB:,.0f} GB in memory or for --cache-dir: try a smaller size"
-        )
     with torch.device("meta"):
         width = Perceiver(**model_arguments(args)).token_dim
     batch = min(slices, math.ceil(at_a_time(args) / processes()))
@@ -95,13 +88,6 @@ def check_image_size(args: argparse.Namespace, slices: int) -> None:
         )
     if tokens > MOST // width:  # no checkpoint of it could be read
         raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
-    if not all(map(is_size, args.image_size)):
-        raise UserError(f"{size}: expected at most {MOST_SIZE:,} a side")
-
-
-def disk_of(folder: Path) -> int:
-    """Free bytes where a folder is, or will be."""
-    return shutil.disk_usage(nearest_folder("--cache-dir", folder)).free
 
 
 def nearest_folder(flag: str, folder: Path) -> Path:

@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_keeps_what_was_predicted(finished_run, many, tmp_p
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{output / 'predictions.csv'}: File too large" in done.stderr
     kept = read_csv(output / "predictions.partial.csv")
-    assert f"the first {len(kept):,} rows are in {output}/predictions.partial.csv" in done.stderr
+    assert f"kept in {output}/predictions.partial.csv: the first {len(kept):,} rows" in done.stderr
     assert 500 < len(kept) < 2048 and all(row["p_right"] and not row["error"] for row in kept)
     scans = read_csv(output / "scans.partial.csv")
     assert len(scans) * 8 == len(kept) <= 8 * len(done.stdout.splitlines())
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_soon_with_what_is_known_and_leaves_no_half_file(finished_ru
     for name, note in zip(("predictions", "scans"), notes, strict=True):
         path = output / f"{name}.partial.csv"
         rows = read_csv(path)
-        assert note == f"note: the first {len(rows):,} rows are in {path}"
+        assert note == f"note: kept in {path}: the first {len(rows):,} rows"
         assert len(rows) == len(lines) * (8 if name == "predictions" else 1)
     assert len(list(output.iterdir())) == 2
 

@@ -143,6 +143,10 @@ def test_missing_package_is_one_line_that_says_what_to_install(tmp_path, monkeyp
     done = run_export(tmp_path / "model.onnx", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{line}\n")
     assert not (tmp_path / "model.onnx").exists()
+    (tmp_path / "onnxscript.py").write_text("raise OSError('libonnx.so: cannot open')")
+    broken = "can't be imported (OSError: libonnx.so: cannot open): pip install -r requirements-ex"
+    done = run_export(tmp_path / "model.onnx", tmp_path)
+    assert done.returncode == 1 and broken in done.stderr and done.stderr.count("\n") == 1
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match=f"^{line}$"):
         export_onnx(trained(), tmp_path / "model.onnx")

@@ -114,7 +114,7 @@ def test_names_links_and_devices_lead_nowhere(tmp_path, scratch, content):
     kinds = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
     members += [(member("x.dcm", kind), b"") for kind in kinds]
     path = write_tar(tmp_path / "s.tar", members)
-    assert refusal(path).startswith("series 4 (no description): 4 slices lie where another one")
+    assert refusal(path).startswith("series 4 (no description): 4 slices where another one lies")
     folder = scratch / "own"
     folder.mkdir()
     written = [m.path for m in archives.unpack(str(path), str(folder))]
@@ -201,7 +201,7 @@ def test_an_archive_in_the_way_is_passed_over_and_one_that_is_named_is_refused(t
     listing = list_labelled(tmp_path, options=Options(patients="scan"))
     notes = list(map(str, listing.problems))
     paths = ", ".join(f"{tmp_path}/{name}" for name in ("code.tar.gz", "nifti.tar", "old.zip"))
-    assert f"3 archives are passed over: zips, and those without DICOM files: {paths}" in notes
+    assert f"3 archives passed over, as zips and those without DICOM files are: {paths}" in notes
     assert "unpack it and name the folder" in refusal(tmp_path / "old.zip")
     assert refusal(tmp_path / "nifti.tar").startswith("an archive without DICOM files, expected")
     assert refusal(tmp_path / "gone.tar") == "no such file"

@@ -1,5 +1,6 @@
 """scans/cache.py: pixels that are decoded once, whatever happens meanwhile."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from conftest import TINY
 from PIL import Image
 
 from common.files import whole_file
+from perceiver import MOST_SIZE
 from scans import cache
 from scans.listing import list_slices
-from scans.slices import Options, Slice
+from scans.slices import DataError, Options, Slice
 
 ROOT = Path(cache.__file__).parent.parent
 SIZE = (6, 8)
@@ -62,6 +64,44 @@ def test_second_start_has_the_same_pixels_and_decodes_nothing(files, tmp_path, d
     again[:] = 0  # a program's own changes don't reach the file
     assert np.array_equal(open_cached(files, folder), first) and decodings == [5, 5]
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+
+
+@pytest.mark.parametrize("size", [(100000, 100000), (10**17, 10**17), (1, 10**9)])
+def test_pixels_without_room_are_refused_with_what_they_take_and_what_there_is(
+    files, tmp_path, monkeypatch, decodings, size
+):
+    monkeypatch.setattr(cache, "memory", lambda: 8 * 10**9)
+    monkeypatch.setattr(cache, "free_space", lambda folder: 40 * 10**9)
+    folder = tmp_path / "cache"
+    with pytest.raises(DataError) as refused:
+        cache.open_pixels(files, size, folder)
+    message, flag = str(refused.value), f"--image-size {size[0]} {size[1]}: "
+    if size[0] == 1:
+        assert message == f"{flag}expected at most 65,536 a side"
+    else:
+        takes = f"{5 * size[0] * size[1] / 1e9:,.1f} GB"
+        assert message == (
+            f"{flag}the pixels of 5 slices take {takes}, and there are 8.0 GB in memory and "
+            f"40.0 GB in --cache-dir {folder}: try a smaller size"
+        )
+    assert not folder.exists() and not decodings
+    with pytest.raises(DataError, match="--image-size "):
+        cache.decode_slices(files, size)
+
+
+def test_a_full_disk_and_little_memory_are_no_crash(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "memory", lambda: 100)
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(DataError, match=r"the pixels of 5 slices take 0\.0 GB, and there"):
+        cache.open_pixels(files, SIZE, tmp_path / "cache")
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_side_is_longer_than_a_model_may_have():
+    assert cache.MAX_SIDE == MOST_SIZE
 
 
 def test_anything_that_changes_the_pixels_is_decoded_anew(files, tmp_path, decodings):

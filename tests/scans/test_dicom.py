@@ -94,13 +94,15 @@ def test_one_missing_slice_is_accepted_and_several_are_not(tmp_path):
     (v,), _ = find(tmp_path / "a")
     assert len(v.parts) == len(read_slices(v)) == 11
     write_dicom(tmp_path / "b", noise(12, 6, 6), skip=[5, 8])
-    assert "2 of 12 slices are missing" in the_problem(tmp_path / "b")
+    assert "2 of 12 slices missing" in the_problem(tmp_path / "b")
+    write_dicom(tmp_path / "c", noise(1, 6, 6))
+    assert "only 1 slice, expected 5 or more" in the_problem(tmp_path / "c")
 
 
 def test_two_slices_at_one_position_are_named(tmp_path):
     write_dicom(tmp_path / "d", noise(6, 6, 6))
     write_dicom(tmp_path / "d", noise(6, 6, 6)[:1], x=-70 - 7.5, names=["again"])
-    assert "1 slices lie where another one does" in the_problem(tmp_path / "d")
+    assert "1 slice where another one lies" in the_problem(tmp_path / "d")
     assert "again" in the_problem(tmp_path / "d")
 
 
@@ -242,6 +244,17 @@ def test_without_simpleitk_one_line_says_what_to_install(
     assert done.returncode == 2 and not done.stdout
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
     assert "pip install -r requirements-extra.txt" in done.stderr
+
+
+@pytest.mark.parametrize("program", ["dataset.py", "predict.py"])
+def test_of_a_broken_simpleitk_one_line_says_what_happened(tmp_path, without_simpleitk, program):
+    (tmp_path / "blocked" / "SimpleITK.py").write_text("raise OSError('libITK.so:\\ntoo old')")
+    (tmp_path / "knees").mkdir()
+    (tmp_path / "knees" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    done = without_simpleitk(program, tmp_path / "knees")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "SimpleITK, which reads volumes, can't be imported (OSError: libITK.so:" in done.stderr
+    assert done.stderr.endswith("): pip install -r requirements-extra.txt\n")
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_what_is_not_edited_is_not_read_again(slices, tmp_path, monkeypatch):
         ("subset,scan\ntrain,left/p0\nval,left/p0\n", "line 3: scan left/p0 is in two subsets"),
         ("subset,scan\ntrain,left/p0,1,2\n", "line 2: 4 fields, but there are 2 columns"),
         ("subset,scan,scan\ntrain,left/p0,1\n", "two columns scan"),
-        ("subset,scan\ntrain,../etc\n", "scans of the data are not in the split file"),
+        ("subset,scan\ntrain,../etc\n", "scans of the data not in the split file"),
         ('subset,scan\ntrain,"left', "line 2: not a row of a split file"),
         ("subset,scan\ntrain,a\0b\n", "no text, expected a split file"),
     ],

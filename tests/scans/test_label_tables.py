@@ -209,8 +209,8 @@ def test_rows_of_no_scan_and_rows_without_a_label_are_counted(tmp_path):
         found.find([f"{i:04}"])
     path = tmp_path / "0.csv"
     assert found.notes() == [
-        f"of 1,250 rows of {path} 3 belong to no scan",
-        f"of 1,250 rows of {path} 2 have no label",
+        f"{path}: 3 of 1,250 rows without a scan",
+        f"{path}: 2 of 1,250 rows without a label",
     ]
 
 

@@ -85,7 +85,7 @@ def test_incomplete_scan_copies_and_sideless_images_are_noted_by_name(tmp_path):
     slices, notes = listed(tmp_path)
     assert len(slices) == 78
     assert any(f"{short} (38)" in note for note in notes)
-    assert any("40 images are copies" in note for note in notes)
+    assert any("40 images copied" in note for note in notes)
     assert any(
         "1 slice without a label, left out" in note and "mystery.png" in note for note in notes
     )
@@ -123,7 +123,7 @@ def test_nameless_slices_are_scans_of_forty_only_where_that_is_typed(tmp_path, n
     assert {s.patient for s in listing.slices} == set(scans)
     assert any("of a patient of its own" in str(problem) for problem in listing.problems)
     (tmp_path / names[5]).unlink()
-    with pytest.raises(DataError, match=r"the 79 left images of left do not divide into scans of"):
+    with pytest.raises(DataError, match=r"79 left images of left can't be divided into scans of"):
         list_labelled(tmp_path, None, options)
 
 
@@ -162,7 +162,7 @@ def test_links_are_followed_once_and_dangling_ones_are_named(tmp_path):
     (inside / "about").symlink_to(inside / "round")
     slices, notes = listed(inside)
     assert len(slices) == 4
-    (note,) = [note for note in notes if "lead nowhere" in note]
+    (note,) = [note for note in notes if "to nothing" in note]
     assert note.startswith("3 links") and str(inside / "patient 7") in note
 
 
@@ -226,8 +226,8 @@ def test_each_problem_has_its_kind(tmp_path):
     assert texts["knees/p1_LEFT.mha"] == "the name says left, its position right"
     assert texts["empty"] == "no images and no volumes in this folder"
     assert list(map(str, listing.of_kind(Kind.REMARK))) == [
-        f"1 links lead nowhere and are left out: {tmp_path}/knees/gone",
-        f"1 series are too short for a scan: {tmp_path}/knees/scout",
+        f"1 link to nothing, left out: {tmp_path}/knees/gone",
+        f"1 series too short for a scan: {tmp_path}/knees/scout",
     ]
     assert {s.label for s in listing.slices} == {""}
 
@@ -260,10 +260,10 @@ def test_localizers_and_volumes_that_contradict_themselves_are_left_out_of_train
     assert {s.scan for s in slices} == {"p1_LEFT.mha", "p2_RIGHT.mha"}
     left_out = f"{tmp_path}/p3_LEFT.mha: the name says left, its position right: left out"
     assert left_out in notes
-    assert f"1 series are too short for a scan: {tmp_path}/p1/scout" in notes
+    assert f"1 series too short for a scan: {tmp_path}/p1/scout" in notes
     assert any("6 slices without a label, left out" in note for note in notes)
     (tmp_path / "text.nrrd").write_text("hello")
-    with pytest.raises(DataError, match=r"1 folders or volumes can't be read:\n  .*text\.nrrd: "):
+    with pytest.raises(DataError, match=r"1 path can't be read:\n  .*text\.nrrd: "):
         list_labelled(tmp_path)
 
 

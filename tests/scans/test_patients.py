@@ -333,7 +333,7 @@ def test_one_person_in_two_spellings_or_known_in_two_ways_is_one():
     paths = ["OAI9000011_V00_left_1.png", "OAI9000011-V01-left-1.png"]
     found, problems = tell(paths)
     assert set(found.values()) == {"OAI9000011"}
-    assert "1 patients are spelled in several ways" in problems[0].text
+    assert "1 patient spelled in several ways" in problems[0].text
 
 
 def test_patients_that_are_told_and_others_that_are_inferred_are_asked_for():

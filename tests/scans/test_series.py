@@ -49,9 +49,9 @@ def test_a_series_is_chosen_by_its_description_and_its_side_is_the_label(oai):
         assert description == f"SAG_3D_DESS_{found[0].label.upper()}"
         assert len(found) == 8 and found[0].patient == scan.split("/")[2]
         assert re.fullmatch(r"\d\dm/0\.C\.2/900000\d/\d{8}/1\d{7}(\.tar\.gz)?", scan)
-    (remark,) = [str(p) for p in listing.problems if "are not" in str(p)]
+    (remark,) = [str(p) for p in listing.problems if " series not " in str(p)]
     n = 2 * len(patients)
-    assert remark.startswith(f"{5 * n} series are not `sag_3d_dess`: PRESCRIPTION ({n}), COR_IW")
+    assert remark.startswith(f"{5 * n} series not `sag_3d_dess`: PRESCRIPTION ({n}), COR_IW")
     left = next(s.volume for s in listing.slices if s.label == "left")
     pixels = read_slices(left)  # the bar of left knees is at the left
     assert pixels[:, 6, 1:3].mean() > 200 > pixels[:, 6, -3:].mean()
@@ -76,9 +76,7 @@ def test_several_sequences_stop_with_a_table_and_the_line_to_type(oai, tmp_path,
 
 
 def test_a_series_that_is_not_there_or_no_expression_is_one_line(oai):
-    with pytest.raises(
-        DataError, match=r"--series none: is none of the \d+ series .*AX_T1_THIGH \("
-    ):
+    with pytest.raises(DataError, match=r"--series none: is none of the series .*AX_T1_THIGH \("):
         list_labelled(oai, None, Options(series="none"))
     with pytest.raises(DataError, match=r"--series \(: not a regular expression: missing \)"):
         list_slices(oai, None, Options(series="("))
@@ -91,9 +89,9 @@ def test_localizers_and_echoes_are_remarked_once(oai):
     listing = list_slices(oai)
     n = len({s.patient for s in listing.slices}) * 2
     remarks = sorted(map(str, listing.of_kind(Kind.REMARK)))
-    echoes = "series have several echoes: the shortest (10 ms) is taken; --echo N takes another"
+    echoes = "series with several echoes: the shortest (10 ms) is taken; --echo N takes another"
     assert remarks[1] == f"{n} {echoes}" and not listing.of_kind(Kind.LOCALIZER)
-    assert remarks[0].startswith(f"{n} series are too short for a scan: ") and len(remarks) == 2
+    assert remarks[0].startswith(f"{n} series too short for a scan: ") and len(remarks) == 2
     other = list_slices(oai, None, Options(series="T2_MAP", echo=2))
     assert not any("echo" in str(problem) for problem in other.problems)
     short = list_slices(oai, None, Options(series="T2_MAP"))
@@ -126,14 +124,14 @@ def test_files_without_a_description_are_chosen_by_their_names(tmp_path):
         write_volume(tmp_path / name)
     listing = list_slices(tmp_path, None, Options(series="dess"))
     assert set(by_scan(listing.slices)) == {"p1_LEFT_dess.nii.gz"}
-    assert "1 series are not `dess`: p1_LEFT_t2.nii.gz (1)" in map(str, listing.problems)
+    assert "1 series not `dess`: p1_LEFT_t2.nii.gz (1)" in map(str, listing.problems)
     given = [tmp_path / "p1_LEFT_dess.nii.gz", tmp_path / "p1_LEFT_t2.nii.gz"]
     rows = [f"{path},left" for path in given]
     (tmp_path / "knees.csv").write_text("\n".join(["path,label", *rows, ""]))
     for paths in (given, tmp_path / "knees.csv"):
         listing = list_slices(paths, None, Options(series="dess"))
         assert {p.kind for p in listing.problems} <= {Kind.REMARK, Kind.NAMELESS}
-        assert str(listing.problems[-1]) == "1 series are not `dess`: p1_LEFT_t2.nii.gz (1)"
+        assert str(listing.problems[-1]) == "1 series not `dess`: p1_LEFT_t2.nii.gz (1)"
         assert len(listing.slices) == 6
 
 

@@ -168,7 +168,7 @@ def test_split_file_comes_back_as_written_and_a_leak_in_it_is_named(tmp_path):
     first_of_train = next(row for row in rows if row[0] == "train")
     first_of_train[0] = "test"
     csv.writer(path.open("w", newline="")).writerows(rows)
-    with pytest.raises(DataError, match=rf"1 patients.*{first_of_train[2]} \(test, train\)"):
+    with pytest.raises(DataError, match=rf"1 patient in .*{first_of_train[2]} \(test, train\)"):
         splits.check_patients(scans, splits.read_split(path, scans))
 
 
@@ -178,7 +178,7 @@ def test_split_file_comes_back_as_written_and_a_leak_in_it_is_named(tmp_path):
         ("a,b\n1,2\n", "expected columns subset and scan"),
         ("subset,scan\ntraining,A_0_LEFT\n", "line 2: subset must be train, val or test"),
         ("subset,scan\ntrain,A_0_LEFT\ntest,A_0_LEFT\n", "line 3: scan A_0_LEFT is in two"),
-        ("subset,scan\ntrain,A_0_LEFT\n", "scans of the data are not in the split file"),
+        ("subset,scan\ntrain,A_0_LEFT\n", "scans of the data not in the split file"),
     ],
 )
 def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message):
@@ -188,7 +188,7 @@ def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message
     with pytest.raises(DataError, match=rf"mine\.csv.*{message}"):
         splits.read_split(path, scans)
     path.write_text("subset,scan\ntrain,A_0_LEFT\nval,B_0_LEFT\ntest,C_0_LEFT\ntest,D\n")
-    with pytest.raises(DataError, match="of the split file are not in the data, first: D"):
+    with pytest.raises(DataError, match="of the split file not in the data, first: D"):
         splits.read_split(path, scans)
 
 
@@ -337,4 +337,4 @@ def test_a_patient_in_two_folders_is_refused_and_no_split_is_written(tmp_path, c
         (tmp_path / path).touch()
     arguments = [str(tmp_path), "--write-split", str(tmp_path / "split.csv")]
     assert dataset.main(arguments) == 2 and not (tmp_path / "split.csv").exists()
-    assert "1 patients are in more than one subset: p1 (test, train" in capsys.readouterr().err
+    assert "1 patient in more than one subset: p1 (test, train" in capsys.readouterr().err

@@ -107,6 +107,14 @@ def test_backslashes_are_slashes_unless_a_file_is_called_so(tmp_path):
     ]
 
 
+def test_an_apostrophe_is_of_the_name_only_where_a_file_is_called_so(tmp_path):
+    path = write(tmp_path, "path,label\n'=q.png,l\n=q.png,r\n'-7.png,l\n'p.png,r\n")
+    assert [row.path for row in read_manifest(path)] == ["=q.png", "=q.png", "-7.png", "'p.png"]
+    (tmp_path / "=q.png").touch()
+    (tmp_path / "'=q.png").touch()
+    assert [row.path for row in read_manifest(path)][:3] == ["'=q.png", "=q.png", "-7.png"]
+
+
 def test_windows_letters_are_read_as_such_unless_a_file_is_called_by_these_bytes(tmp_path):
     text = "path,label,patient\ngröße.png,gesünd,Müller\n".encode("cp1252")
     assert read_manifest(write(tmp_path, text))[0][1:4] == ("größe.png", "gesünd", "Müller")

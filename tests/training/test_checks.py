@@ -60,7 +60,10 @@ def test_it_is_refused_before_any_data_is_read(tmp_path, capsys, flags, message)
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--image-size", "1000000", "1000000"], "the pixels of 128 slices take 128,000 GB"),
+        (
+            ["--image-size", "1000000", "1000000"],
+            "1,000,000,000,000 tokens a slice, 16 slices at a time",
+        ),
         (["--image-size", "12000", "12000", "-b", "128"], "slices at a time, take"),
         (["--image-size", "65537", "1"], "--image-size 65537 1: expected at most 65,536 a side"),
         (["--image-size", "9000", "9000", "-b", "1"], "81,000,000 tokens a slice, expected at"),
