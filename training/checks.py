@@ -16,7 +16,7 @@ from common.files import check_regular, try_folder
 from common.program import MissingPackage, UserError, counted
 from common.workers import choose_device, processes, rank
 from evaluation.trained import LONGEST, kept_of
-from perceiver import MOST, MOST_SIZE, Perceiver, is_size
+from perceiver import MOST, MOST_LAYERS, MOST_SIZE, Perceiver, is_size
 from training.arguments import model_arguments
 from training.epoch import at_a_time
 
@@ -25,11 +25,13 @@ OF_A_PARAMETER = 16  # bytes: itself, its gradient, and Adam's two means
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UserError, or OSError with a file's name, for what can't come to a good end.
-
-    Raises ConfigError if the arguments are no model.
-    """
+    """Raise UserError, or OSError with a file's name, for what can't come to a good end."""
     check_kept(args)
+    if args.depth * args.self_per_cross_attn > MOST_LAYERS:
+        raise UserError(
+            f"--depth {args.depth} times --self-per-cross-attn {args.self_per_cross_attn}: "
+            f"expected at most {MOST_LAYERS:,} layers"
+        )
     with torch.device("meta"):  # shapes alone
         model = Perceiver(**model_arguments(args))
     needed = OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
