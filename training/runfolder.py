@@ -322,7 +322,7 @@ class Run:
 
 def name_failed_batch(folder: Path, error: NonFiniteError) -> None:
     """Write the names of the slices at which it failed into the run folder, and let it say so."""
-    error.kept = [name for name in ("best.pt", "last.pt") if (folder / name).exists()]
+    error.checkpoints = [name for name in ("best.pt", "last.pt") if (folder / name).exists()]
     if rank() > 0 or not (error.batch and folder.is_dir()):  # a dry run has no folder
         return
     error.named_in = folder / "failed_batch.txt"
@@ -364,11 +364,11 @@ def read_resumed(folder: Path, arguments: dict) -> Resumed:
     made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
-        kept = made_with.get(name, value)
-        if repr(value) != repr(kept):  # in a foreign file a value may be anything
+        original = made_with.get(name, value)
+        if repr(value) != repr(original):  # in a foreign file a value may be anything
             raise UserError(
                 f"{folder / 'args.json'}: {name} is {as_json(value)}, but {path} was made with "
-                f"{as_json(kept)}: put that back, or start a new run"
+                f"{as_json(original)}: put that back, or start a new run"
             )
     check_best(folder, progress)
     return Resumed(model, progress, checkpoint["optimizer"]["state"], data)
