@@ -13,7 +13,7 @@ folder holds all of it: args.json, split.csv, metrics.csv, curves.png, last.pt, 
 evaluation/report.py writes.
 
 Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusable arguments or
-data, 130 / 143 stopped by SIGINT / SIGTERM after saving.
+data, 130 / 143 stopped by SIGINT / SIGTERM: it says how to go on.
 """
 
 import gc
@@ -65,6 +65,7 @@ from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
+from scans.listing import is_manifest
 from scans.names import are_sides
 from scans.slices import DataError, by_scan
 from training import runfolder
@@ -81,6 +82,7 @@ from training.epoch import (
 )
 from training.runfolder import Run
 from training.saved import plain, result_arguments
+from training.tensorboard import TensorBoard
 
 
 def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[str, Dataset]:
@@ -170,8 +172,10 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     device = join_processes(choose_device(args.device))
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = runfolder.choose_folder(args)
+    if args.resume:
+        runfolder.set_hint(folder)
     check_arguments(args)
-    board = runfolder.TensorBoard(folder) if args.tensorboard and rank() == 0 else None
+    board = TensorBoard(folder) if args.tensorboard and rank() == 0 else None
     resumed = runfolder.read_resumed(folder, result_arguments(args)) if args.resume else None
     if resumed and args.epochs < (done := resumed.progress.epoch - 1):
         raise UserError(f"--epochs {args.epochs}: the run has done {done} already")
@@ -199,46 +203,42 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
     made_with = {"arguments": result_arguments(args), "data": data}
-    this = Run(folder, model, optimizer, made_with, resumed)
+    current = Run(folder, model, optimizer, made_with, resumed)
     if args.compile:
         for block in model.blocks:  # reading tokens is a few large kernels already
             block.latent_layers.compile()
     trained = DistributedDataParallel(model) if processes() > 1 else model
     weights = balanced_weights(train).to(device) if args.class_weights == "balanced" else None
-    tokens = args.image_size[0] * args.image_size[1]
-    where = f"{device}" if processes() == 1 else f"{processes()} processes, {device.type}"
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    say(f"Perceiver: {parameters:.2f} M parameters, {tokens:,} tokens a slice, on {where}")
+    say(describe_model(model, device, args.image_size))
 
     def epoch() -> None:
-        save = None if args.dry_run else partial(this.save, "last.pt")
-        train_one_epoch(trained, train, optimizer, this.progress, args, save, weights)
+        save = None if args.dry_run else partial(current.save, "last.pt")
+        train_one_epoch(trained, train, optimizer, current.progress, args, save, weights)
 
     if args.dry_run:
         epoch()
-        loss = this.progress.loss_sum / min(args.batch_size, len(train))
+        loss = current.progress.loss_sum / min(args.batch_size, len(train))
         say(f"dry run: one step, loss {loss:.4f}; no run folder made")
         return 0
     if rank() == 0:
-        start_folder(this, args, subsets, cleanup)
+        start_folder(current, args, subsets, cleanup)
     if resumed:
-        say(describe_resumed(this.progress, args, len(train)))
-    hint = f"go on with: {runfolder.resume_command(folder)}"
-    while this.progress.epoch <= args.epochs:
-        with signals.asked(hint):
+        say(describe_resumed(current.progress, args, len(train)))
+    while current.progress.epoch <= args.epochs:
+        with signals.asked():
             epoch()
         signals.check()  # what came while it saved
-        row = validate(model, subsets["val"], len(train), this.progress, args)
-        with signals.asked(hint):
-            is_best = this.end_epoch(row)
+        row = validate(model, subsets["val"], len(train), current.progress, args)
+        with signals.asked():
+            is_best = current.end_epoch(row)
             if board:
                 board.add_epoch(row)
             say(describe_epoch(row, args.epochs, is_best))
             if stop := agreed_signal():
                 raise Stopped(stop)
 
-    this.draw()
-    metrics = test_best(this, subsets, args)
+    current.draw()
+    metrics = test_best(current, subsets, args)
     if board:
         board.add_pictures(folder, metrics["epoch"])
     say(*describe_test(metrics))
@@ -262,10 +262,18 @@ def start_folder(
     if not args.resume:
         scans = by_scan(subsets["train"].slices)
         splits.write_split(run.folder / "split.csv", scans, subset_of_scans(subsets))
-        run.save("last.pt")  # from here on the run can be resumed
+        run.save("last.pt")
+        runfolder.set_hint(run.folder)  # from here on the run can be resumed
 
 
 # ---- lines for a person --------------------------------------------------------------------------
+
+
+def describe_model(model: Perceiver, device: torch.device, image_size: list[int]) -> str:
+    tokens = math.prod(image_size)
+    where = f"{device}" if processes() == 1 else f"{processes()} processes, {device.type}"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"Perceiver: {parameters:.2f} M parameters, {tokens:,} tokens a slice, on {where}"
 
 
 def describe_resumed(progress: Progress, args: argparse.Namespace, count: int) -> str:
@@ -288,13 +296,18 @@ def describe_epoch(row: dict, epochs: int, is_best: bool) -> str:
 
 
 def predict_command(checkpoint: Path, tested: Dataset, args: argparse.Namespace) -> str:
-    """What to type next: predict.py on a scan that was tested, with what tells its label."""
+    """What to type next: predict.py on a scan that was tested, with what tells its label.
+
+    A manifest tells labels of its files only where it is read itself: it is named as a whole.
+    """
     first = tested.samples[0]
     scan = {s.source for s in tested.samples if s.scan == first.scan}
     source, ending = os.path.splitext(first.source)
     start, pattern = source.rstrip("0123456789"), typed(first.source)
     if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
         pattern = f"{typed(start)}*{ending}"
+    if is_manifest(str(args.data_dir)):
+        pattern = typed(args.data_dir)
     program = typed(runfolder.program("predict.py"))
     words = ["--labels", *args.labels] if args.labels else []
     words += ["--label-column", args.label_column] if args.label_column else []

@@ -6,8 +6,9 @@
 Training is killed and resumed; what can't be resumed is killed and started again: the cache's first
 fill by train.py, dataset.py, its --write-slices, predict.py --output. Most kills are SIGKILL, some
 are Ctrl-C or SIGTERM. After each of them every file must be whole that has its name, after the
-gentle ones nothing half written may be left, and in the end all must be as a run that nothing
-interrupted leaves it: weights and optimizer bit for bit, tables but for the seconds.
+gentle ones nothing half written may be left, rows that are kept of predictions so far must be the
+first ones, and in the end all must be as a run that nothing interrupted leaves it: weights and
+optimizer bit for bit, tables but for the seconds.
 
 Exit codes: 0 so it was, 1 it was not.
 """
@@ -61,12 +62,14 @@ class Killed(NamedTuple):
 
     signals: Counter
     within_write: int  # how many left something half written, under a hidden name
+    partial: int  # after how many there were tables of the rows so far
     wrong: list[str]
 
 
 def jobs_in(scratch: Path) -> list[Job]:
     """Makes the data and a checkpoint for them."""
     phantom.write_phantoms(scratch / "knees", patients=3)
+    phantom.write_phantoms(scratch / "many", patients=15)  # predicted in several parts
     (scratch / "volumes").mkdir()
     for number, side in enumerate(("left", "right") * 3):
         scan = phantom.Scan(number, number // 2, side, f"p{number // 2}_{side}")
@@ -76,17 +79,18 @@ def jobs_in(scratch: Path) -> list[Job]:
     subprocess.run([*as_command(train), "--epochs", "1"], cwd=scratch, check=True, stdout=QUIET)
     fill = ["--image-size", "152", "172", "--dry-run"]
     sheet = ["--cache-dir", "cache", "--contact-sheet", "sheet.png"]
-    predicted = ["predict.py", f"{scratch}/run/best.pt", knees, "--output", "predictions"]
+    predict = ["predict.py", f"{scratch}/run/best.pt", f"{scratch}/many", "--output", "predictions"]
     return [
         Job("train.py", [*train, *TRAIN], 0.4, ["train.py", "--resume", "run"]),
         Job("train.py, cache's first fill", [*train, *fill], 0.15),
         Job("dataset.py", ["dataset.py", volumes, *sheet], 0.15),
         Job("dataset.py --write-slices", ["dataset.py", knees, "--write-slices", "slices"], 0.15),
-        Job("predict.py --output", predicted, 0.15),
+        Job("predict.py --output", predict, 0.15),
     ]
 
 
 QUIET = subprocess.DEVNULL
+PARTIAL = ".partial.csv"  # what predict.py calls the rows so far of a table
 
 
 def as_command(words: list[str]) -> list[str]:
@@ -96,14 +100,18 @@ def as_command(words: list[str]) -> list[str]:
 # ---- kills ---------------------------------------------------------------------------------------
 
 
-def kill_job(job: Job, folder: Path, kills: int, work: float, moments: random.Random) -> Killed:
+def kill_job(
+    job: Job, folder: Path, whole: Path, kills: int, work: float, moments: random.Random
+) -> Killed:
     """Kill it so often, and then let it end; `work` is for how many seconds it writes.
+
+    whole: the folder of a run without a kill, see `run_whole`.
 
     A third of the kills come at any time after the start, the others after it has begun to write:
     soon after, if it is to be resumed, so that it does not end before its last kill.
     """
-    result = Killed(Counter(), 0, [])
-    within_write, command = 0, job.command
+    result = Killed(Counter(), 0, 0, [])
+    within_write, partial, command = 0, 0, job.command
     while result.signals.total() < kills:
         number = moments.choice(SIGNALS)
         process = subprocess.Popen(as_command(command), cwd=folder, stdout=QUIET, stderr=QUIET)
@@ -131,12 +139,13 @@ def kill_job(job: Job, folder: Path, kills: int, work: float, moments: random.Ra
         within_write += bool(left)
         if left and number != signal.SIGKILL and code == 128 + number:
             ours = [name for name in left if f".{process.pid}-" in name]
-            result.wrong += [f"{signal.strsignal(number)}: left {name}" for name in ours]
-        result.wrong.extend(unreadable(folder))
+            result.wrong.extend(f"{signal.strsignal(number)}: left {name}" for name in ours)
+        partial += any(path.name.endswith(PARTIAL) for path in visible(folder))
+        result.wrong.extend(unreadable(folder, whole))
         if job.resumed and (folder / "run/last.pt").exists():
             command = job.resumed
     subprocess.run(as_command(command), cwd=folder, stdout=QUIET, check=True)
-    return result._replace(within_write=within_write)
+    return result._replace(within_write=within_write, partial=partial)
 
 
 def state_of(folder: Path) -> list[tuple]:
@@ -177,12 +186,15 @@ def visible(folder: Path) -> list[Path]:
     return [path for path in paths if not any(x.startswith(".") for x in path.parts)]
 
 
-def unreadable(folder: Path) -> list[str]:
-    """Files that are not whole, and why."""
+def unreadable(folder: Path, whole: Path) -> list[str]:
+    """Files that are not whole, and why; and rows so far that are not the first ones."""
     found = []
     for path in visible(folder):
         try:
             check_whole(path)
+            if path.name.endswith(PARTIAL):
+                name = path.name.replace(PARTIAL, ".csv")
+                check_first_rows(path, whole / path.relative_to(folder).with_name(name))
         except Exception as error:  # whatever a library says of half a file
             found.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
     return found
@@ -204,6 +216,13 @@ def check_whole(path: Path) -> None:
         rows = list(csv.reader(content.splitlines(), strict=True))
         if not content.endswith("\n") or len(set(map(len, rows))) != 1:
             raise ValueError("its last row is cut")
+
+
+def check_first_rows(partial: Path, complete: Path) -> None:
+    """Raises ValueError unless a table holds the first rows of another one, and at least one."""
+    first, rows = (path.read_text().splitlines() for path in (partial, complete))
+    if len(first) < 2 or first != rows[: len(first)]:
+        raise ValueError(f"its {len(first) - 1} rows are not the first ones of the whole table")
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
@@ -241,18 +260,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments")
     args = parser.parse_args()
     moments, wrong = random.Random(args.seed), []
-    print("| what is killed | kills | SIGINT, SIGTERM | while writing | unreadable or different |")
-    print("| --- | --: | --: | --: | --: |")
+    print(
+        "| what is killed | kills | SIGINT, SIGTERM | while writing | rows so far are kept | "
+        "unreadable or different |"
+    )
+    print("| --- | --: | --: | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as scratch:
         for number, job in enumerate(jobs_in(Path(scratch).resolve())):
             whole, killed = (Path(scratch, f"{number}-{name}") for name in ("whole", "killed"))
             whole.mkdir(), killed.mkdir()
             work = run_whole(job, whole)
             kills = max(1, round(job.share * args.kills))
-            result = kill_job(job, killed, kills, work, moments)
+            result = kill_job(job, killed, whole, kills, work, moments)
             found = [*result.wrong, *differences(killed, whole)]
             gentle = result.signals.total() - result.signals[signal.SIGKILL]
-            counts = kills, gentle, result.within_write, len(found)
+            counts = kills, gentle, result.within_write, result.partial, len(found)
             print(f"| {job.name} |", " | ".join(map(str, counts)), "|", flush=True)
             wrong += [f"{job.name}: {line}" for line in found]
     print(f"{len(wrong)} faults", *wrong, sep="\n  ")

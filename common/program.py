@@ -144,7 +144,9 @@ def run_program(
     except OSError as error:
         if error.errno in DISK_FAILURES:
             path = error.filename or "standard output"
-            code, lines = 1, [f"{path}: {error.strerror}; what was there is whole"]
+            parts = [f"{path}: {error.strerror}", "what was there is whole"]
+            parts += [f"when that is mended, {hint()}"] if hint() else []
+            code, lines = 1, ["; ".join(parts)]
         elif error.filename is None and not isinstance(error, FileNotFoundError | FileExistsError):
             raise  # not about a file that somebody named
         else:

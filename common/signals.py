@@ -91,9 +91,9 @@ def orderly() -> Iterator[None]:
 
 
 @contextmanager
-def asked(how_to_go_on: str) -> Iterator[None]:
+def asked() -> Iterator[None]:
     """As `orderly`, for a loop that asks `received()` after each step and saves before it stops."""
-    state.asked, state.hint = True, how_to_go_on
+    state.asked = True
     state.depth += 1
     try:
         yield
@@ -102,8 +102,13 @@ def asked(how_to_go_on: str) -> Iterator[None]:
         state.asked = False
 
 
+def set_hint(how_to_go_on: str) -> None:
+    """From here on a program that is stopped, or that a full disk ends, says this."""
+    state.hint = how_to_go_on
+
+
 def hint() -> str:
-    """How to go on, as `asked` was told; "" before that."""
+    """How to go on; "" where there is nothing to go on with."""
     return state.hint
 
 

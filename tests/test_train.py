@@ -238,7 +238,7 @@ def test_a_class_that_is_not_tested_leaves_figures_out_and_says_so(tmp_path, cap
     [
         (["--data-dir", "nowhere"], "nowhere: no such file or folder"),
         (["--data-dir", "ONE-SIDED"], "no slice has the label right"),
-        (["--data-dir", "KNEES", "--depth", "0"], "depth must be a whole number of at least 1"),
+        (["--data-dir", "KNEES", "--depth", "0"], "--depth: expected a whole number from 1 to"),
         (["--data-dir", "KNEES", "--split-file", "none.csv"], "none.csv"),
         (["--data-dir", "KNEES", "--val-fraction", "0.9"], "0.9 and --test-fraction 0.125"),
         (["--data-dir", "KNEES", "--device", "tpu9"], "tpu9"),
@@ -248,7 +248,7 @@ def test_a_class_that_is_not_tested_leaves_figures_out_and_says_so(tmp_path, cap
         (["--data-dir", "KNEES", "-b", "1e9"], "expected a whole number of at least 1, got 1e9"),
         (["--data-dir", "KNEES", "-b", "1" + 18 * "0"], "expected at most 18 digits, got 1000"),
         (["--data-dir", "KNEES", "--seed", 5000 * "9"], "a whole number, got 9999"),
-        (["--data-dir", "KNEES", "--max-freq", "x"], "--max-freq: expected a number, got x"),
+        (["--data-dir", "KNEES", "--max-freq", "x"], "--max-freq: expected a number above 0"),
         (["--data-dir", "KNEES", "--demo"], "--demo"),
     ],
 )
@@ -288,6 +288,26 @@ def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
     command = f"{sys.executable} {typed}"  # as it stands there, from the same folder
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "expected " in done.stdout, done.stderr
+
+
+def test_the_next_command_compares_with_the_labels_of_a_manifest(knees, tmp_path):
+    """Names tell nothing: the command that is printed names the manifest."""
+    (tmp_path / "my images").mkdir()
+    lines = ["path,label,patient,scan"]
+    for number, path in enumerate(sorted(knees.iterdir())):
+        patient, grade = path.name[3:10], int("LEFT" in path.name)
+        shutil.copy(path, tmp_path / f"my images/{number}.png")
+        lines.append(f"my images/{number}.png,{grade},{patient},{patient}-{grade}")
+    (tmp_path / "my grades.csv").write_text("\n".join(lines) + "\n")
+    program = [sys.executable, ROOT / "train.py", "--data-dir", "my grades.csv"]
+    more = ["--output-dir", "run", *TINY, "--epochs", "1"]
+    done = subprocess.run([*program, *more], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1].removeprefix("next: python ")
+    command = f"{sys.executable} {command}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(", expected ") == 16 and "unknown" not in done.stdout
 
 
 def test_tensorboard_gets_scalars_and_pictures(knees, tmp_path):

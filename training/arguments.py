@@ -9,13 +9,12 @@ from pathlib import Path
 from common.program import (
     Parser,
     fraction,
-    number,
+    number_of,
     positive_float,
     positive_int,
-    whole_number,
 )
 from dataset import add_data_arguments
-from perceiver import Perceiver
+from perceiver import MOST_SIZE, Perceiver, is_number, is_size
 from scans.splits import HELD_OUT
 from training.saved import as_typed, own_run, resumed_args
 
@@ -74,8 +73,24 @@ def add_model_arguments(group: argparse._ActionsContainer) -> None:
         elif isinstance(default, str):
             group.add_argument(flag, choices=["geglu", "gelu"], **more)
         else:
-            kind, metavar = (whole_number, "N") if isinstance(default, int) else (number, "X")
+            kind = frequency if name == "max_freq" else dropout
+            kind, metavar = (size, "N") if isinstance(default, int) else (kind, "X")
             group.add_argument(flag, type=kind, metavar=metavar, **more)
+
+
+def size(text: str) -> int:
+    """Raises ArgumentTypeError for what `perceiver.check_config` refuses, as do those below."""
+    return number_of(int, text, f"a whole number from 1 to {MOST_SIZE:,}", is_size)
+
+
+def frequency(text: str) -> float:
+    expected = "a number above 0 and at most 2**127, which float32 holds"
+    return number_of(float, text, expected, lambda value: value > 0 and is_number(value))
+
+
+def dropout(text: str) -> float:
+    expected = "a number of at least 0 and below 1"
+    return number_of(float, text, expected, lambda value: 0 <= value < 1)
 
 
 def model_arguments(args: argparse.Namespace) -> dict:
@@ -144,8 +159,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.resume:
         args = resumed_args(parser, argv, args.resume)
     if not (args.data_dir or args.demo):
-        known = f"{args.resume / 'args.json'} names no data; say --data-dir" if args.resume else ""
-        parser.error(known or "one of --data-dir, --demo and --resume is needed")
+        of_run = f"{args.resume / 'args.json'} names no data; say --data-dir" if args.resume else ""
+        parser.error(of_run or "one of --data-dir, --demo and --resume is needed")
     if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
         parser.error("--split-file says which scans are held out: leave out the fractions")
     fractions = [args.val_fraction, args.test_fraction]

@@ -15,7 +15,14 @@ from common.files import check_regular, try_folder
 from common.program import UserError, check_matplotlib, counted
 from common.workers import choose_device, memory_of, processes, rank
 from evaluation.trained import LONGEST, kept_of
-from perceiver import MOST, MOST_SIZE, Perceiver, check_preprocessing, is_size
+from perceiver import (
+    MOST,
+    MOST_LAYERS,
+    MOST_SIZE,
+    Perceiver,
+    check_preprocessing,
+    is_size,
+)
 from training.arguments import model_arguments
 from training.epoch import at_a_time
 
@@ -24,11 +31,13 @@ OF_A_PARAMETER = 16  # bytes: itself, its gradient, and Adam's two means
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UserError, or OSError with a file's name, for what can't come to a good end.
-
-    Raises ConfigError if the arguments are no model.
-    """
+    """Raise UserError, or OSError with a file's name, for what can't come to a good end."""
     check_kept(args)
+    if args.depth * args.self_per_cross_attn > MOST_LAYERS:
+        raise UserError(
+            f"--depth {args.depth} times --self-per-cross-attn {args.self_per_cross_attn}: "
+            f"expected at most {MOST_LAYERS:,} layers"
+        )
     with torch.device("meta"):  # shapes alone
         model = Perceiver(**model_arguments(args))
     needed = OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())

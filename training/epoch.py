@@ -37,13 +37,13 @@ class NonFiniteError(UserError):
         super().__init__(message)
         self.batch = list(batch)  # names of its slices
         self.named_in: Path | None = None  # the file that holds them
-        self.kept: list[str] = []  # checkpoints that there are
+        self.checkpoints: list[str] = []  # names of those that there are
 
     def __str__(self) -> str:
         named = f"; {self.named_in} names the slices of that batch" if self.named_in else ""
-        verb = "are" if len(self.kept) > 1 else "is"
-        kept = f"; {' and '.join(self.kept)} {verb} from before" if self.kept else ""
-        return f"{self.args[0]}{named}{kept}; try a lower --lr"
+        verb = "are" if len(self.checkpoints) > 1 else "is"
+        before = f"; {' and '.join(self.checkpoints)} {verb} from before"
+        return f"{self.args[0]}{named}{before if self.checkpoints else ''}; try a lower --lr"
 
 
 class Stopped(Exception):

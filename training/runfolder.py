@@ -25,11 +25,11 @@ import einops
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 
+from common import signals
 from common.csv_tables import write_csv
-from common.files import read_json, whole_file, write_json
-from common.program import MissingPackage, UserError, counted, typed
+from common.files import NotAFile, check_regular, read_json, whole_file, write_json
+from common.program import UserError, counted, describe_os_error, typed
 from common.workers import broadcast, processes, rank, wait_for_all
 from dataset import Dataset
 from evaluation.calibration import Calibration
@@ -37,6 +37,10 @@ from perceiver import CheckpointError, Perceiver, read_checkpoint
 from training.epoch import COLUMNS, NonFiniteError, Progress
 
 RUN_FILES = ("last.pt", "best.pt", "metrics.csv", "test_metrics.json")  # a folder with one is taken
+OTHER_FILES = (
+    "args.json split.csv curves.png failed_batch.txt test_predictions.csv confusion_matrix.png "
+    "calibration.png roc.png errors.png"
+).split()
 
 
 # ---- the folder ----------------------------------------------------------------------------------
@@ -48,8 +52,18 @@ def choose_folder(args: argparse.Namespace) -> Path:
     folder = broadcast(folder)  # one clock decides
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder as --output-dir")
+    check_ways(folder)
     check_unused(folder, args)
     return folder
+
+
+def check_ways(folder: Path) -> None:
+    """Raise UserError for what can't be replaced, and would be met after an epoch or after all."""
+    for path in (folder / name for name in (*RUN_FILES, *OTHER_FILES)):
+        if path.is_dir():
+            raise UserError(f"{path}: a folder is in the way of a file of the run; move it away")
+    if (path := folder / "tensorboard").exists() and not path.is_dir():
+        raise UserError(f"{path}: a file is in the way of a folder of the run; move it away")
 
 
 def check_unused(folder: Path, args: argparse.Namespace) -> None:
@@ -96,6 +110,11 @@ def resume_command(folder: Path) -> str:
     return f"{launcher} {typed(program('train.py'))} --resume {typed(folder)}"
 
 
+def set_hint(folder: Path) -> None:
+    """What a run that is stopped at once, or by a full disk, says from here on."""
+    signals.set_hint(f"go on with: {resume_command(folder)}")
+
+
 # ---- what made the run: args.json ----------------------------------------------------------------
 
 
@@ -129,11 +148,20 @@ def read_record(folder: Path) -> dict:
 
     Raises UserError if there is no run in this folder, or none that can be resumed.
     """
-    if not folder.is_dir():
-        hint = f"; name its folder: --resume {folder.parent}" if folder.is_file() else ""
-        raise UserError(f"{folder}: nothing to resume from: no such folder{hint}")
-    if not (folder / "last.pt").is_file():
-        raise UserError(f"{folder}: nothing to resume from: it holds no last.pt")
+    last = folder / "last.pt"
+    try:
+        check_regular(last)
+    except NotAFile as error:
+        text = f"{error.kind}, expected a checkpoint: nothing to resume from"
+        raise UserError(f"{last}: {text}") from error
+    except NotADirectoryError as error:
+        hint = f"no such folder; name its folder: --resume {folder.parent}"
+        raise UserError(f"{folder}: nothing to resume from: {hint}") from error
+    except FileNotFoundError as error:
+        lack = "it holds no last.pt" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: nothing to resume from: {lack}") from error
+    except OSError as error:  # a name that is too long, a folder of somebody else
+        raise UserError(f"{folder}: nothing to resume from: {error.strerror}") from error
     record = read_json(folder / "args.json", "record of a run")
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise UserError(f"{folder / 'args.json'}: not the arguments of a run")
@@ -145,7 +173,7 @@ def check_record(folder: Path, record: dict) -> None:
     kinds = {"directory": (str, "text"), "resumed": (list, "a list")}
     for name, (kind, called) in kinds.items():
         if not isinstance(record.get(name, kind()), kind):
-            text = f"{name} is {shown(record[name])}, expected {called}"
+            text = f"{name} is {as_json(record[name])}, expected {called}"
             raise UserError(f"{folder / 'args.json'}: {text}")
     check_data(folder / "args.json", record.get("data", {}))
 
@@ -153,14 +181,14 @@ def check_record(folder: Path, record: dict) -> None:
 def check_data(path: Path, data: object) -> None:
     """Raise UserError unless it is what `describe_data` gives, or some of it."""
     if not isinstance(data, dict):
-        raise UserError(f"{path}: data is {shown(data)}, expected an object")
+        raise UserError(f"{path}: data is {as_json(data)}, expected an object")
     for name, value in data.items():
         if type(value) is not int:
-            raise UserError(f"{path}: {name} of data is {shown(value)}, expected a whole number")
+            raise UserError(f"{path}: {name} of data is {as_json(value)}, expected a whole number")
 
 
-def shown(value: object) -> str:
-    """Any value in a message, as JSON has it."""
+def as_json(value: object) -> str:
+    """Any value in a message, as it stands in args.json."""
     return json.dumps(value, default=repr, skipkeys=True)[:100]
 
 
@@ -170,11 +198,11 @@ def read_products(folder: Path) -> dict[str, str] | None:
     Raises UserError for what no run writes.
     """
     products = read_record(folder).get("products")
-    known = isinstance(products, dict) and products.keys() == {"layers", "reading"}
+    complete = isinstance(products, dict) and products.keys() == {"layers", "reading"}
     if products is not None and not (
-        known and all(name in ("BLAS", "oneDNN") for name in products.values())
+        complete and all(name in ("BLAS", "oneDNN") for name in products.values())
     ):
-        text = f"products are {shown(products)}, expected BLAS or oneDNN"
+        text = f"products are {as_json(products)}, expected BLAS or oneDNN"
         raise UserError(f"{folder / 'args.json'}: {text}")
     return products
 
@@ -185,15 +213,15 @@ def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) ->
     `arguments` are the latest, as plain values, so that it goes on the same way again; `data` tells
     whether slices and images are still the same.
     """
-    made = {**describe_run(arguments, model), "data": data}
+    record = {**describe_run(arguments, model), "data": data}
     for left in folder.glob(".*.unfinished.*"):  # by a kill
         left.unlink()
     if arguments["resume"]:
         started = read_record(folder)
-        latest = {"arguments": {**made.pop("arguments"), "resume": None}}
-        latest |= {"directory": made.pop("directory"), "products": model.products}
-        made = {**started, **latest, "resumed": [*started.get("resumed", []), made]}
-    write_json(folder / "args.json", made)
+        latest = {"arguments": {**record.pop("arguments"), "resume": None}}
+        latest |= {"directory": record.pop("directory"), "products": model.products}
+        record = {**started, **latest, "resumed": [*started.get("resumed", []), record]}
+    write_json(folder / "args.json", record)
 
 
 def describe_data(subsets: dict[str, Dataset]) -> dict:
@@ -294,7 +322,7 @@ class Run:
 
 def name_failed_batch(folder: Path, error: NonFiniteError) -> None:
     """Write the names of the slices at which it failed into the run folder, and let it say so."""
-    error.kept = [name for name in ("best.pt", "last.pt") if (folder / name).exists()]
+    error.checkpoints = [name for name in ("best.pt", "last.pt") if (folder / name).exists()]
     if rank() > 0 or not (error.batch and folder.is_dir()):  # a dry run has no folder
         return
     error.named_in = folder / "failed_batch.txt"
@@ -325,7 +353,7 @@ def read_resumed(folder: Path, arguments: dict) -> Resumed:
 
     Raises:
         CheckpointError: last.pt is not a whole checkpoint that a run can go on from.
-        UserError: args.json has been changed since.
+        UserError: args.json has been changed since, or best.pt is not the best so far.
     """
     path = folder / "last.pt"
     model, checkpoint = Perceiver.from_checkpoint(path), read_checkpoint(path)
@@ -336,13 +364,40 @@ def read_resumed(folder: Path, arguments: dict) -> Resumed:
     made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
-        kept = made_with.get(name, value)
-        if repr(value) != repr(kept):  # in a foreign file a value may be anything
+        original = made_with.get(name, value)
+        if repr(value) != repr(original):  # in a foreign file a value may be anything
             raise UserError(
-                f"{folder / 'args.json'}: {name} is {shown(value)}, but {path} was made with "
-                f"{shown(kept)}: put that back, or start a new run"
+                f"{folder / 'args.json'}: {name} is {as_json(value)}, but {path} was made with "
+                f"{as_json(original)}: put that back, or start a new run"
             )
+    check_best(folder, progress)
     return Resumed(model, progress, checkpoint["optimizer"]["state"], data)
+
+
+def check_best(folder: Path, progress: Progress) -> None:
+    """Raise UserError unless best.pt is of the epoch that was the best so far.
+
+    It is what is tested in the end: where it is lost, nothing else may be tested in its place.
+    """
+    if not progress.rows:
+        return
+    path, losses = folder / "best.pt", [row["val_loss"] for row in progress.rows]
+    epoch = 1 + losses.index(min(losses))
+    wanted = f"the checkpoint of epoch {epoch}, the best so far, which is to be tested"
+    if epoch == len(losses) and progress.step == 0:
+        advice = f"put a copy of {folder / 'last.pt'}, which is the same, in its place"
+    else:
+        advice = "put it back, or start a new run"
+    try:
+        check_regular(path)
+        model, checkpoint = Perceiver.from_checkpoint(path), read_checkpoint(path)
+        rows = check_progress(path, checkpoint, model).rows
+    except (OSError, CheckpointError) as error:
+        problem = describe_os_error(error) if isinstance(error, OSError) else f"{error}"
+        raise UserError(f"{problem}; expected {wanted}: {advice}") from error
+    # A kill between best.pt and last.pt leaves a best.pt of the epoch that is done again.
+    if progress.rows[:epoch] != rows and progress.rows != rows[:-1]:
+        raise UserError(f"{path}: of another run or epoch, expected {wanted}: {advice}")
 
 
 def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
@@ -385,32 +440,3 @@ def sound_shape(tensor: object) -> tuple[int, ...] | None:
     if not dense or tensor.is_meta or tensor.is_nested or not tensor.is_floating_point():
         return None
     return tuple(tensor.shape) if bool(tensor.isfinite().all()) else None
-
-
-# ---- TensorBoard ---------------------------------------------------------------------------------
-
-
-class TensorBoard:
-    """Scalars of each epoch and the pictures of the test, in <run>/tensorboard."""
-
-    def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            text = "--tensorboard needs: pip install -r requirements-extra.txt"
-            raise MissingPackage(text) from error
-        self.open = lambda: SummaryWriter(folder / "tensorboard")
-
-    def add_epoch(self, row: dict) -> None:
-        with self.open() as writer:
-            for name, value in row.items():
-                if name != "epoch":
-                    subset, _, quantity = name.partition("_")
-                    tag = f"{quantity}/{subset}" if quantity else name
-                    writer.add_scalar(tag, value, row["epoch"])
-
-    def add_pictures(self, folder: Path, epoch: int) -> None:
-        with self.open() as writer:
-            for path in sorted(folder.glob("*.png")):
-                pixels = np.asarray(Image.open(path).convert("RGB"))
-                writer.add_image(path.stem, pixels, epoch, dataformats="HWC")

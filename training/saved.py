@@ -37,10 +37,10 @@ def result_arguments(args: argparse.Namespace) -> dict:
     # Each part of a batch draws its own dropout.
     dropout = args.ff_dropout or args.attention_dropout
     harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
-    found = {name: plain(value) for name, value in vars(args).items() if name not in harmless}
+    arguments = {name: plain(value) for name, value in vars(args).items() if name not in harmless}
     if args.split_file:  # the same file, wherever it is named from
-        found["split_file"] = os.path.abspath(args.split_file)
-    return found
+        arguments["split_file"] = os.path.abspath(args.split_file)
+    return arguments
 
 
 # ---- args.json -----------------------------------------------------------------------------------
@@ -92,19 +92,19 @@ def read_saved(parser: argparse.ArgumentParser, record: dict, path: Path) -> dic
     Paths are those that were typed, seen from here.
     """
     actions = {action.dest: action for action in parser._actions}
-    found = {}
+    arguments = {}
     for name, value in record["arguments"].items():
         if name not in actions:
             raise UserError(f"{path}: {name} is no argument of train.py; remove it")
         try:
-            found[name] = as_parsed(actions[name], value)
+            arguments[name] = as_parsed(actions[name], value)
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{path}: {name}: {error}") from error
     started_in = record.get("directory", os.getcwd())
     for name in LOCATIONS:
-        if found.get(name):
-            found[name] = from_here(found[name], started_in)
-    return {**found, "resume": None, "output_dir": None}
+        if arguments.get(name):
+            arguments[name] = from_here(arguments[name], started_in)
+    return {**arguments, "resume": None, "output_dir": None}
 
 
 def as_parsed(action: argparse.Action, value: object) -> object:
@@ -124,14 +124,14 @@ def as_parsed(action: argparse.Action, value: object) -> object:
     for word in words:
         if isinstance(word, bool) or not isinstance(word, str | int | float):
             raise argparse.ArgumentTypeError(f"expected text or a number, {got}")
-        made = (action.type or str)(str(word))
-        is_text = isinstance(made, str | Path)
+        argument = (action.type or str)(str(word))
+        is_text = isinstance(argument, str | Path)
         if is_text != isinstance(word, str) or (is_text and "\0" in word):
             raise argparse.ArgumentTypeError(f"expected {'text' if is_text else 'a number'}, {got}")
-        if action.choices and made not in action.choices:
+        if action.choices and argument not in action.choices:
             choices = ", ".join(map(str, action.choices))
             raise argparse.ArgumentTypeError(f"expected one of {choices}, {got}")
-        parsed.append(made)
+        parsed.append(argument)
     return parsed if action.nargs else parsed[0]
 
 

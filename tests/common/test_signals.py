@@ -114,14 +114,16 @@ finally:
 
 def test_a_second_one_does_not_wait(tmp_path):
     done = process(
-        "with signals.asked('go on so'):\n    stop(15); stop(2); time.sleep(60)", tmp_path
+        "signals.set_hint('go on so')\n"
+        "with signals.asked():\n    stop(15); stop(2); time.sleep(60)",
+        tmp_path,
     )
     assert (done.returncode, done.stderr) == (130, "this.py: stopped at once; go on so\n")
 
 
 def test_a_loop_that_asks_itself_is_not_interrupted(tmp_path):
     body = """
-with signals.asked(""):
+with signals.asked():
     stop()
     with whole_file(Path(sys.argv[1], "last.pt")) as temporary:
         temporary.write_text("saved")

@@ -1,6 +1,7 @@
 """What can be told before any data is read, or decoded."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,15 @@ def refused(arguments: list, capsys) -> str:
         (["--val-fraction", "nan"], "--val-fraction: expected a number above 0 and below 1"),
         (["--test-fraction", "-0"], "--test-fraction: expected a number above 0 and below 1"),
         (["--num-latents", "65536", "--latent-dim", "65536"], "GB to train, and there are"),
-        (["--depth", "100000000", "--no-weight-tie-layers"], "depth must be"),
+        (["--depth", "100000"], "--depth: expected a whole number from 1 to 65,536, got 100000"),
+        (["--num-latents", "0"], "--num-latents: expected a whole number from 1 to 65,536, got 0"),
+        (["--max-freq", "1e308"], "--max-freq: expected a number above 0 and at most 2**127"),
+        (["--max-freq", "nan"], "--max-freq: expected a number above 0 and at most 2**127"),
+        (["--ff-dropout", "1"], "--ff-dropout: expected a number of at least 0 and below 1, got 1"),
+        (
+            ["--depth", "600", "--self-per-cross-attn", "2"],
+            "--depth 600 times --self-per-cross-attn 2: expected at most 1,000 layers",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -55,6 +64,28 @@ def test_it_is_refused_before_any_data_is_read(tmp_path, capsys, flags, message)
     said = refused(["--data-dir", "not-even-there", *TINY, *output, *flags], capsys)
     assert message in said and "not-even-there: no such" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_in_the_way_of_a_file_of_the_run_is_found_before_any_data_is_read(
+    finished_run, tmp_path, capsys
+):
+    """All that a run writes, in a new folder and in one that is gone on with."""
+    names = [path.name for path in finished_run.iterdir()] + ["failed_batch.txt"]
+    for name in names:
+        folder = tmp_path / name
+        (folder / name).mkdir(parents=True)
+        said = refused(["--data-dir", "not-even-there", *TINY, "--output-dir", folder], capsys)
+        assert f"{folder / name}: a folder is in the way" in said
+    resumed = tmp_path / "resumed"
+    shutil.copytree(finished_run, resumed)
+    (resumed / "errors.png").unlink()
+    (resumed / "errors.png").mkdir()
+    said = refused(["--resume", resumed, "--epochs", "13"], capsys)
+    assert f"train.py: {resumed / 'errors.png'}: a folder is in the way" in said
+    (resumed / "errors.png").rmdir()
+    (resumed / "tensorboard").touch()
+    said = refused(["--resume", resumed, "--epochs", "13", "--tensorboard"], capsys)
+    assert f"train.py: {resumed / 'tensorboard'}: a file is in the way" in said
 
 
 @pytest.mark.parametrize(

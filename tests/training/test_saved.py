@@ -2,6 +2,7 @@
 checkpoint was not made with."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,55 @@ def test_what_a_foreign_checkpoint_says_of_arguments_is_one_line(edited, capsys,
     checkpoint = torch.load(folder / "last.pt", weights_only=True)
     torch.save({**checkpoint, name: value}, folder / "last.pt")
     assert "last.pt" in refusal(folder, capsys, *MORE)
+
+
+@pytest.mark.parametrize("lost", ["missing", "a pipe", "truncated", "older"])
+@pytest.mark.parametrize("last_is_best", [True, False])
+def test_a_run_whose_best_checkpoint_is_lost_is_not_trained_on(edited, capsys, lost, last_is_best):
+    """It could not be tested honestly. Where last.pt is the same, that is said."""
+    folder = edited()
+    best, last = folder / "best.pt", folder / "last.pt"
+    checkpoint = torch.load(last, weights_only=True)
+    for row, loss in zip(checkpoint["progress"]["rows"], (2, 1, 3), strict=True):
+        row["val_loss"] = loss * (0.1 if last_is_best and loss == 3 else 1.0)
+    torch.save(checkpoint, last)
+    best.unlink()
+    if lost == "a pipe":
+        os.mkfifo(best)
+    elif lost == "truncated":
+        best.write_bytes(last.read_bytes()[:3000])
+    elif lost == "older":
+        del checkpoint["progress"]["rows"][1:]
+        torch.save(checkpoint, best)
+    assert train.main(["--resume", str(folder), *MORE]) == 2
+    error = capsys.readouterr().err
+    said = {"missing": "No such file", "a pipe": lost, "truncated": lost, "older": "another run"}
+    epoch = 3 if last_is_best else 2
+    assert f"{best}: " in error and said[lost] in error and len(error.splitlines()) == 1
+    assert f"expected the checkpoint of epoch {epoch}, the best so far" in error
+    if last_is_best:
+        assert f"put a copy of {last}, which is the same, in its place" in error
+        best.unlink(missing_ok=True)
+        shutil.copy(last, best)
+        assert train.main(["--resume", str(folder), *MORE]) == 0
+    else:
+        assert "put it back, or start a new run" in error
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "no last.pt", "too long"])
+def test_what_is_no_run_is_one_line(edited, capsys, kind):
+    folder = edited() if kind != "too long" else Path("x" * 300)
+    if kind != "too long":
+        (folder / "last.pt").unlink()
+    if kind == "a pipe":
+        os.mkfifo(folder / "last.pt")
+    elif kind == "a folder":
+        (folder / "last.pt").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--resume", str(folder)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(error.splitlines()) == 1
+    assert f"{folder}" in error and kind in error and "nothing to resume from" in error
 
 
 @pytest.mark.parametrize("rows", [[5], [{"lr": "x"}], [{}]], ids=str)

@@ -100,6 +100,9 @@ def test_a_failing_disk_leaves_whole_files(
         code = train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS])
     error = capsys.readouterr().err
     assert code == 1 and "No space left on device" in error and len(error.splitlines()) == 1
+    goes_on = f"when that is mended, go on with: python train.py --resume {folder}" in error
+    # The 7th flush is of the folder, when the first last.pt has its name already.
+    assert goes_on == (folder / "last.pt").exists() or (call, nth) == ("fsync", 7)
     for path in folder.glob("*.pt"):
         Perceiver.from_checkpoint(path)
     assert not list(folder.glob(".*"))
@@ -207,6 +210,17 @@ def test_a_signal_in_any_phase_leaves_a_run_that_goes_on(whole_run, knees, tmp_p
     if (folder / "last.pt").exists():
         assert train.main(["--resume", str(folder)]) == 0
         assert_same_run(folder, whole_run)
+
+
+@pytest.mark.parametrize("name", ["list_labelled", "load_dataset"])
+def test_stopped_while_it_reads_a_resumed_run_says_the_same_again(whole_run, name):
+    command = [sys.executable, "-c", STOPPED_AT, "train", name, str(int(signal.SIGINT)), "1"]
+    command += ["--resume", whole_run, "--epochs", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        f"train.py: stopped at once; go on with: python train.py --resume {whole_run}"
+    ]
 
 
 @pytest.mark.parametrize("program", ["train.py", "predict.py"])
