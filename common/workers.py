@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from common import signals
 from common.program import UserError, print_lines
+from common.room import memory
 
 
 class LostProcess(UserError):
@@ -38,10 +39,7 @@ def memory_of(device: torch.device) -> int:
     """Bytes of memory that a device has in all; without end where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # Windows
-        return 2**63
+    return memory()
 
 
 def join_processes(device: torch.device) -> torch.device:

@@ -6,7 +6,6 @@ decoded = open_pixels(listing.slices, (76, 86), "cache")    # the same, from a f
 
 import hashlib
 import os
-import shutil
 import time
 import warnings
 import zlib
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from common.files import NotAFile, check_regular, read_json, whole_file, write_json
 from common.program import counted
 from common.quiet import quiet_libraries
+from common.room import free_space, memory
 from common.signals import orderly
 from common.threads import in_threads
-from common.workers import memory_of
 from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
 from scans.slices import DataError, Slice
 from scans.volumes import VolumeError, read_slices, source_files
@@ -120,7 +118,7 @@ def check_room(slices: int, image_size: tuple[int, int], cache_dir: Path | None 
     """Raise DataError if so many slices fit neither into memory nor, if it is given, the cache."""
     height, width = image_size
     size = f"--image-size {height} {width}"
-    needed, there = slices * height * width, {"memory": memory_of(torch.device("cpu"))}
+    needed, there = slices * height * width, {"memory": memory()}
     if cache_dir is not None:
         there[f"--cache-dir {cache_dir}"] = free_space(cache_dir)
     if needed > max(there.values()):
@@ -131,12 +129,6 @@ def check_room(slices: int, image_size: tuple[int, int], cache_dir: Path | None 
         )
     if max(image_size) > MAX_SIDE:
         raise DataError(f"{size}: expected at most {MAX_SIDE:,} a side")
-
-
-def free_space(folder: Path) -> int:
-    """Bytes where a folder is, or would be made."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(nearest).free
 
 
 # ---- decoded once --------------------------------------------------------------------------------

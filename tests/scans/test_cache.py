@@ -70,7 +70,7 @@ def test_second_start_has_the_same_pixels_and_decodes_nothing(files, tmp_path, d
 def test_pixels_without_room_are_refused_with_what_they_take_and_what_there_is(
     files, tmp_path, monkeypatch, decodings, size
 ):
-    monkeypatch.setattr(cache, "memory_of", lambda device: 8 * 10**9)
+    monkeypatch.setattr(cache, "memory", lambda: 8 * 10**9)
     monkeypatch.setattr(cache, "free_space", lambda folder: 40 * 10**9)
     folder = tmp_path / "cache"
     with pytest.raises(DataError) as refused:
@@ -90,7 +90,7 @@ def test_pixels_without_room_are_refused_with_what_they_take_and_what_there_is(
 
 
 def test_a_full_disk_and_little_memory_are_no_crash(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "memory_of", lambda device: 100)
+    monkeypatch.setattr(cache, "memory", lambda: 100)
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(DataError, match=r"the pixels of 5 slices take 0\.0 GB, and there"):
         cache.open_pixels(files, SIZE, tmp_path / "cache")
