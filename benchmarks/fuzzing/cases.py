@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.fuzzing import mutations
-from benchmarks.fuzzing.flags import argument_text, flag_values, flags_of
+from benchmarks.fuzzing.flags import WRITTEN, argument_text, flag_values, flags_of
 from benchmarks.fuzzing.material import (
     CACHE,
     CHECKPOINT,
@@ -352,7 +352,7 @@ def of_command_line(rng: Random) -> Case:
     base = {
         "train.py": ["--data-dir", f"{MATERIAL}/knees", *DRY],
         "predict.py": [CHECKPOINT, *images],
-        "dataset.py": [f"{MATERIAL}/volumes", "--write-slices", "../out/slices", "-j", "2"],
+        "dataset.py": ["-j", "2", f"{MATERIAL}/volumes", "--write-slices", "../out/slices"],
     }
     arguments = list(base[program])
     for _ in range(rng.choice((1, 1, 2))):
@@ -362,7 +362,9 @@ def of_command_line(rng: Random) -> Case:
             if program == "train.py" and "--dry-run" not in arguments:
                 arguments.append("--dry-run")
         elif draw < 0.17:
-            arguments.insert(rng.randrange(len(arguments) + 1), argument_text(rng))
+            place = rng.randrange(len(arguments) + 1)
+            if not WRITTEN.intersection(arguments[place - 1 : place]):  # it would be written there
+                arguments.insert(place, argument_text(rng))
         else:
             flag = rng.choice(flags_of(program))
             arguments += [flag, *flag_values(flag, rng)]

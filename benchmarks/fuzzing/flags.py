@@ -10,10 +10,8 @@ from benchmarks.fuzzing import mutations
 from benchmarks.fuzzing.material import MAINS, MATERIAL
 from benchmarks.fuzzing.mutations import hostile_name, hostile_text
 
-WRITTEN = (
-    "--output-dir --output --cache-dir --attention --write-slices --write-split --contact-sheet"
-)
-WRITTEN = set(f"{WRITTEN} --export".split())
+WRITTEN = "--output-dir --output --cache-dir --attention --write-slices --write-split --export"
+WRITTEN = {*WRITTEN.split(), "--contact-sheet", "--write-problems"}
 KNOWN_FLAGS: dict[str, list[str]] = {}  # of each program
 NEVER = {"--demo", "--compile", "--tensorboard", "--help", "--no-dry-run"}  # slow, or no dry run
 

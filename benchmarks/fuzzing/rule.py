@@ -229,7 +229,7 @@ def judge(case: Case, result: Result) -> list[Finding]:
     if result.library:
         line = next(filter(None, result.library.decode(errors="replace").split("\n")), "")
         found.append(Finding("library", re.sub(r"\d{3,}", "#", ascii(line))[:120]))
-    if "--json" in case.arguments:
+    if "--json" in case.arguments and not result.output.startswith(b"usage: "):  # --help
         found += judge_json(program, result.output)
     if result.seconds > SLOW:
         found.append(Finding("slow", f"{program}, {case.kind}"))
