@@ -216,7 +216,8 @@ def judge(case: Case, result: Result) -> list[Finding]:
         if odd:
             line = next(line for line in text.split("\n") if odd[0] in line)
             found.append(Finding("control", f"{program} {name}: {ascii(line)[:160]}"))
-        if any(line.startswith(FORGED) for line in text.splitlines()):
+        # A scan may be called so, and then has a line of its own.
+        if any(line.startswith(FORGED) and " p_" not in line for line in text.splitlines()):
             found.append(Finding("forged", f"{program} {name}"))
         lines = text.split("\n")
         if max(map(len, lines)) > LONGEST_LINE:
