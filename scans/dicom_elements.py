@@ -79,7 +79,8 @@ def elements(file: BinaryIO, path: str) -> Iterator[Element]:
             return
         if head[:2] != b"\x02\0":  # the group of the syntax itself is always little and explicit
             syntax = chosen
-        is_typed = syntax.is_explicit and head[:2] not in (b"\xfe\xff", b"\xff\xfe")
+        of_items = b"\xfe\xff" if syntax.order == "<" else b"\xff\xfe"  # group FFFE has no types
+        is_typed = syntax.is_explicit and head[:2] != of_items
         if is_typed and head[4:6] not in LONG | SHORT:
             raise VolumeError(path, f"{DAMAGED}: a DICOM element of type {head[4:6]!r}")
         element = parse(head, position, syntax, bool(open_ones) and open_ones[-1].is_stream)

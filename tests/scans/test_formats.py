@@ -184,6 +184,8 @@ OPEN_ITEM = ITEM[:4] + struct.pack("<I", UNDEFINED)
     [
         ([element(0x18, 0x88, b"UN", b"x", 0x7F000000)], "claims 2,130,706,432 bytes"),  # took 2 GB
         ([element(0x18, 0x88, b"iI", b"1")], "a DICOM element of type b'iI'"),
+        # Items of the other byte order are none here: what looks like a type is a length of 1.4 GB.
+        ([element(0xFEFF, 0x28, b"\3\1", b"", 0x5355)], "a DICOM element of type b'.x03.x01'"),
         ([element(8, 0x1140, b"SQ", OPEN_ITEM + END, UNDEFINED)], "do not nest"),
         ([element(8, 0x1140, b"SQ", OPEN_ITEM, UNDEFINED) * 60], "do not nest"),  # too deep
         ([ITEM_END], "do not nest"),
