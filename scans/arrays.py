@@ -9,6 +9,7 @@ Such a file knows neither directions nor distances: its slices are those of its 
 import io
 import math
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from common.files import open_regular
 from common.program import counted
 from scans.slices import Volume, VolumeError
 
+# NumPy's, of a header that Python 2 wrote, or a damaged one that looks so.
+warnings.filterwarnings("ignore", "Reading .* required additional header parsing")
 MAX_HEADER = 10_000  # bytes; NumPy's own are 128, and what is longer is hostile
 BLOCK = 1 << 22  # values that are turned into float32 at a time
 NUMBERS = "biuf"  # NumPy's kinds of True and False, whole numbers, and floats

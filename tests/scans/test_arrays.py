@@ -183,6 +183,20 @@ def test_hostile_headers_are_refused_in_one_line(tmp_path, monkeypatch, name):
     assert os.listdir(tmp_path) == ["a.npy"]
 
 
+def test_a_header_that_python_2_wrote_is_read_without_a_warning(tmp_path):
+    path = tmp_path / "p01_LEFT.npy"
+    np.save(path, KNEE)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(7, 12, 10), ", b"(7L, 12, 10),"))
+    code = (
+        "import sys; from scans.listing import list_slices as l; print(len(l(sys.argv[1]).slices))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("7\n", "")
+
+
 def test_a_header_that_claims_gigabytes_is_not_read(tmp_path):
     with open(tmp_path / "a.npy", "wb") as file:
         file.write(b"\x93NUMPY\2\0\0\0\0\x0a")
