@@ -281,10 +281,9 @@ SPECIAL = (
 
 def put_special(path: Path, kind: str) -> None:
     """Put something that is no ordinary file where `path` is, or would be."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         path.rename(path.with_name(f"{path.name}.before"))
+    path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     links = {
         "loop": path.name,
