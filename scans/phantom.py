@@ -3,6 +3,7 @@
     python -m scans.phantom DIR                    # 467 scans x 40 slices of 101 patients, as AKOA
     python -m scans.phantom DIR --patients 24      # the same in small
     python -m scans.phantom DIR --seed 1 --workers 8
+    python -m scans.phantom DIR --hard             # the side shows in the order of slices alone
 
 These pictures are SYNTHETIC. They stand in for the AKOA images, which are not public, so that
 every program here can be run, timed and tested. No score on them says anything about real knees.
@@ -13,6 +14,11 @@ at all visits and nearly the same in both knees. Pose, contrast, coil shading an
 the scan. A left knee is drawn mirrored front to back, within the slice. Slice 0 is the inner
 (medial) end of either knee. Telling left from right is made hard for a linear model on pixels by
 pose (see SWAY), not by noise.
+
+--hard: as scanners store knees, all from the patient's right to the left. Both sides are drawn
+facing one way, and slice 0 is the outer (lateral) end of a right knee and the inner end of a left
+one. So each slice alone is as likely of either side; only their order, the third axis, tells it.
+There are as many left knees as right ones.
 
 Exit codes: 0 done, 1 a full disk, 2 unusable arguments, 130 / 143 stopped by SIGINT / SIGTERM; a
 folder is written whole or not at all.
@@ -285,7 +291,7 @@ def knee_slice(
     return image
 
 
-def render_scan(scan: Scan, seed: int) -> list[np.ndarray]:
+def render_scan(scan: Scan, seed: int, hard: bool = False) -> list[np.ndarray]:
     """Draw one scan: 40 slices, each (228, 260) uint8. The same arguments give the same pixels."""
     # The two knees share most of their anatomy: correlation 0.9.
     body = np.random.default_rng([seed, 1, scan.patient]).standard_normal((3, len(ANATOMY)))
@@ -304,9 +310,11 @@ def render_scan(scan: Scan, seed: int) -> list[np.ndarray]:
         indexing="ij",
     )
     x, y = x.astype(np.float32), y.astype(np.float32)
-    towards_front = -x if scan.side == "right" else x
+    towards_front = -x if scan.side == "right" or hard else x
     scale = anatomy["size"] * math.exp(pose["log_scale"])
     depths = (np.arange(SLICES) - (SLICES - 1) / 2) * SLICE_STEP + pose["outward"]
+    if hard and scan.side == "right":
+        depths = depths[::-1]
 
     # Coil shading: a random slope and bend in each direction of the picture.
     u, v = x / (WIDTH * PIXEL / 2), y / (HEIGHT * PIXEL / 2)
@@ -336,9 +344,9 @@ def render_scan(scan: Scan, seed: int) -> list[np.ndarray]:
     return slices
 
 
-def write_scan(scan: Scan, folder: Path, seed: int) -> None:
+def write_scan(scan: Scan, folder: Path, seed: int, hard: bool) -> None:
     """Write the slices of one scan as PNGs, RGB with equal channels, slices 0 to 39."""
-    for number, image in enumerate(render_scan(scan, seed)):
+    for number, image in enumerate(render_scan(scan, seed, hard)):
         picture = Image.fromarray(image).convert("RGB")
         picture.save(folder / f"{scan.stem}_{number}.png", compress_level=2)
 
@@ -356,12 +364,16 @@ def prepare_worker() -> None:
 
 
 def write_phantoms(
-    directory: str | Path, patients: int = AKOA_PATIENTS, seed: int = 0, workers: int | None = None
+    directory: str | Path,
+    patients: int = AKOA_PATIENTS,
+    seed: int = 0,
+    workers: int | None = None,
+    hard: bool = False,
 ) -> None:
     """Fill a new or empty directory with synthetic scans, and some litter as in AKOA.
 
-    The files appear under that name only when all are written. Pixels depend on `seed` and
-    `patients`, not on `workers`, the number of processes (default: one a core). With more than one,
+    The files appear under that name only when all are written. Pixels depend on `seed`, `patients`
+    and `hard`, not on `workers`, the number of processes (default: one a core). With more than one,
     a program that calls this needs the usual `if __name__ == "__main__":`.
 
     Raises:
@@ -373,12 +385,12 @@ def write_phantoms(
         raise UserError(f"workers must be 1 or more, not {workers}")
     if seed < 0:
         raise UserError(f"seed must be 0 or more, not {seed}")
-    scans = plan_scans(patients, seed)
+    scans = plan_scans(patients, seed, balanced=hard)
     with (
         whole_folder(Path(directory)) as unfinished,
         tqdm(total=len(scans), desc="drawing knees", unit="scan", disable=None) as progress,
     ):
-        task = partial(write_scan, folder=unfinished, seed=seed)
+        task = partial(write_scan, folder=unfinished, seed=seed, hard=hard)
         if workers == 1:
             for scan in scans:
                 signals.check()
@@ -404,12 +416,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("directory", type=Path, metavar="DIR", help="new or empty directory to fill")
     add("--patients", type=int, default=AKOA_PATIENTS, metavar="N", help="from 3 to 10000")
     add("--seed", type=int, default=0, metavar="N", help="another one draws other knees")
+    add("--hard", action="store_true", help="the side shows in the order of slices alone")
     add("--workers", type=positive_int, metavar="N", help="processes (default: one a core)")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
-    write_phantoms(args.directory, args.patients, args.seed, args.workers)
+    write_phantoms(args.directory, args.patients, args.seed, args.workers, args.hard)
     return 0
 
 

@@ -28,9 +28,10 @@ class Scan(NamedTuple):
     stem: str
 
 
-def plan_scans(patients: int = AKOA_PATIENTS, seed: int = 0) -> list[Scan]:
+def plan_scans(patients: int = AKOA_PATIENTS, seed: int = 0, balanced: bool = False) -> list[Scan]:
     """Decide who was scanned when and on which side, and name the files; draws no picture.
 
+    balanced: as many left knees as right ones, so that to say one side always is right for half.
     Raises UserError unless 3 <= patients <= 10,000.
     """
     if not 3 <= patients <= 10_000:
@@ -40,8 +41,9 @@ def plan_scans(patients: int = AKOA_PATIENTS, seed: int = 0) -> list[Scan]:
     share = patients / AKOA_PATIENTS
     scans = []
     for side, other_only in (("right", 7), ("left", 3)):
-        count = round(AKOA_SCANS[side] * share)
-        repeats = round(AKOA_REPEATS[side] * share)
+        like = "left" if balanced else side
+        count = round(AKOA_SCANS[like] * share)
+        repeats = round(AKOA_REPEATS[like] * share)
         # One patient in eight had the other knee alone scanned. The rest have this one scanned at
         # the first visit, and at later ones as they come.
         members = [index for index in range(patients) if index % 8 != other_only]
@@ -50,7 +52,7 @@ def plan_scans(patients: int = AKOA_PATIENTS, seed: int = 0) -> list[Scan]:
         visits = ([(index, VISITS[0]) for index in members] + later)[: count - repeats]
         visits += [visits[i] for i in rng.choice(len(visits), repeats, replace=False)]
         spelled = [side.upper()] * count
-        odd = max(1, round(AKOA_ODD[side] * share))
+        odd = max(1, round(AKOA_ODD[like] * share))
         for turn, i in enumerate(rng.choice(count, odd, replace=False)):
             spelled[i] = SPELLINGS[side][turn % 3]
         for (index, visit), word in zip(visits, spelled, strict=True):

@@ -191,3 +191,23 @@ def test_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(tmp_path
     assert done.returncode == 1, done.stderr
     assert f"{tmp_path / 'knees'}: File too large" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not any(tmp_path.iterdir())
+
+
+def test_hard_knees_show_their_side_in_the_order_of_slices_alone(monkeypatch):
+    plan = plan_scans(balanced=True)
+    assert Counter(scan.side for scan in plan)["right"] == len(plan) // 2
+    monkeypatch.setattr(phantom, "SWAY", dict.fromkeys(phantom.SWAY, 0.0))
+    typical = {name: (mean, 0.0) for name, (mean, _) in phantom.ANATOMY.items()}
+    monkeypatch.setattr(phantom, "ANATOMY", typical)  # both knees are alike
+    left, right = (
+        np.stack(render_scan(phantom.Scan(0, 0, side, ""), seed=0, hard=True)).astype(float)
+        for side in ("left", "right")
+    )
+
+    def apart(a: np.ndarray, b: np.ndarray) -> float:
+        return np.sqrt(np.square(a - b).mean())
+
+    in_reverse = apart(left[::-1], right)
+    assert 2 * in_reverse < min(apart(left, right), apart(left[..., ::-1], right))
+    # Whichever order they come in, the slices are those of either side.
+    assert np.allclose(left.mean(axis=0), right.mean(axis=0), atol=5)
