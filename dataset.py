@@ -29,7 +29,7 @@ if __name__ == "__main__":  # while PyTorch is imported
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -43,26 +43,21 @@ from common.program import (
     Parser,
     check_matplotlib,
     counted,
-    part,
-    positive_int,
     print_lines,
     run_program,
     typed,
-    whole_number,
 )
 from scans import copies, splits
 from scans.cache import Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
+from scans.flags import NAMING, add_data_arguments, options_of
 from scans.images import describe_depths
 from scans.labelled import check_classes_present, first_problems, list_labelled
 from scans.listing import list_slices
+from scans.places import check_scans, rows_of_scans
 from scans.series import SeveralSequences, describe_series
-from scans.slices import FAILURES, DataError, Kind, Listing, Options, Slice, by_scan
-from scans.volumes import PLANES
+from scans.slices import FAILURES, DataError, Kind, Listing, Slice, by_scan
 from scans.writing import try_file, write_slices
-
-# The flags of add_naming_arguments.
-NAMING = "name_pattern labels label_column slices_per_scan patients series echo".split()
 
 __all__ = ["Dataset", "list_labelled", "list_slices", "load_dataset", "split"]
 
@@ -73,7 +68,7 @@ class Dataset:
 
     slices: list[Slice]
     pixels: Tensor  # (n, 1, height, width) uint8, those of all slices
-    rows: Tensor  # (m,): samples are slices; (m, depth): samples are scans
+    rows: Tensor  # (m,): samples are slices; (m, length): scans, see scans.places
     classes: list[str]
     crc32: int | None = None  # of all pixels
     note: str = ""  # why the pixels are in memory and not in the cache
@@ -86,8 +81,35 @@ class Dataset:
     @cached_property
     def samples(self) -> list[Slice]:
         """A slice of each of the m samples: it knows label, patient and scan."""
-        first = self.rows if self.rows.ndim == 1 else self.rows[:, 0]
+        first = self.rows if self.unit == "slice" else self.rows[:, 0].long()
         return [self.slices[i] for i in first.tolist()]
+
+    @property
+    def unit(self) -> str:
+        """What a sample is: "slice" or "scan"."""
+        return "slice" if self.rows.ndim == 1 else "scan"
+
+    @property
+    def names(self) -> list[str]:
+        """Of the samples, for people and tables."""
+        return [s.name if self.unit == "slice" else s.scan for s in self.samples]
+
+    @property
+    def sample_size(self) -> tuple[int, ...]:
+        """(1, height, width), or of scans (1, length, height, width)."""
+        return (1, *self.rows.shape[1:], *self.pixels.shape[2:])
+
+    @property
+    def rows_of_each(self) -> list[range]:
+        """The rows of the slices that each sample is, or that are in it."""
+        places = self.rows[:, None] if self.unit == "slice" else self.rows
+        ends = places[:, [0, -1]].long().tolist()
+        return [range(first, last + 1) for first, last in ends]
+
+    @property
+    def members(self) -> list[Slice]:
+        """The slices that the samples are, or that are in them."""
+        return [self.slices[i] for rows in self.rows_of_each for i in rows]
 
     @cached_property
     def labels(self) -> Tensor:
@@ -102,9 +124,14 @@ class Dataset:
         return [label for label in self.classes if label not in present]
 
     def batch(self, samples: Tensor) -> Tensor:
-        """The uint8 pixels of some samples (b,): (b, 1, height, width), or (b, 1, depth, ...)."""
-        pixels = self.pixels[self.rows[samples.to(self.rows.device)]]
-        return pixels if self.rows.ndim == 1 else pixels.transpose(1, 2)
+        """The uint8 pixels of some samples (b,): (b, 1, height, width), or (b, 1, length, ...)."""
+        rows = self.rows[samples.to(self.rows.device)]
+        pixels = self.pixels[rows.long()]
+        if rows.is_floating_point():  # places between slices
+            share, after = rows.frac().float(), self.pixels[rows.ceil().long()]
+            pixels = torch.lerp(pixels.float(), after.float(), share[..., None, None, None])
+            pixels = pixels.round().byte()
+        return pixels if self.unit == "slice" else pixels.transpose(1, 2)
 
     def subset(self, rows: Tensor) -> "Dataset":
         return replace(self, rows=rows)
@@ -116,7 +143,8 @@ class Dataset:
     def statistics(self) -> tuple[float, float]:
         """Mean and standard deviation of its pixels on a scale from 0 to 1, exact at any size."""
         counts = torch.zeros(256, dtype=torch.float64)
-        for chunk in self.rows.flatten().split(64):  # what fits into the processor's cache
+        rows = torch.tensor([i for rows in self.rows_of_each for i in rows])
+        for chunk in rows.split(64):  # what fits into the processor's cache
             pixels = self.pixels.index_select(0, chunk)  # 5 times as quick as pixels[chunk]
             counts += torch.bincount(pixels.flatten(), minlength=256)
         levels = torch.arange(256, dtype=torch.float64) / 255
@@ -130,18 +158,27 @@ def load_dataset(
     image_size: Sequence[int] = (76, 86),
     cache_dir: str | Path = "cache",
     workers: int | None = None,
+    scan_length: int | None = None,
 ) -> Dataset:
-    """Decode all slices of a listing, or open what was kept of them. Each is a sample.
+    """Decode all slices of a listing, or open what was kept of them.
+
+    Each slice is a sample; with a scan_length each scan is one, resampled to so many slices.
 
     Raises:
-        DataError: some files can't be read; the first are named.
+        DataError: some files can't be read; the first are named. Or scans are too short, or volumes
+            run in several directions.
     """
+    if scan_length is not None:
+        check_scans(listing.slices)
     decoded = open_pixels(listing.slices, tuple(image_size), cache_dir, workers)
     if decoded.errors:
         lines = [f"  {listing.slices[i].name}: {text}" for i, text in decoded.errors.items()]
         count = f"{counted(len(lines), 'file')} can't be read; mend or remove them:"
         raise DataError(count, *first_problems(lines))
-    return as_dataset(listing, decoded)
+    dataset = as_dataset(listing, decoded)
+    if scan_length is None:
+        return dataset
+    return dataset.subset(rows_of_scans(listing.slices, scan_length))
 
 
 def as_dataset(listing: Listing, decoded: Decoded) -> Dataset:
@@ -185,9 +222,9 @@ def split(
         splits.check_patients(scans, subset_of)
         copies.check_copies(dataset.slices, pairs, subset_of)
         repeated = copies.repeated_within_patient(dataset.pixels, dataset.slices, pairs)
-        if dataset.rows.ndim == 1:  # a scan is one sample, with all of its slices
-            counts = [row not in repeated for row in dataset.rows.tolist()]
-            dataset = dataset.subset(dataset.rows[torch.tensor(counts)])
+        # A scan counts with all of its slices, unless each of them is in an earlier one.
+        counts = [any(i not in repeated for i in rows) for rows in dataset.rows_of_each]
+        dataset = dataset.subset(dataset.rows[torch.tensor(counts)])
     subset_of_sample = [subset_of[s.scan] for s in dataset.samples]
     subsets = {
         name: dataset.subset(
@@ -234,13 +271,13 @@ def describe_counts(listing: Listing) -> str:
 
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
     """A table of what `split` gives, and before it how many slices of the dataset do not count."""
-    scans = by_scan(s for subset in subsets.values() for s in subset.samples)
+    scans = by_scan(s for subset in subsets.values() for s in subset.members)
     lines = splits.describe_split(scans, subset_of_scans(subsets), dataset.classes)
     if repeated := len(dataset) - sum(map(len, subsets.values())):
         lines.insert(
             0,
-            f"note: {counted(repeated, 'slice')} exactly in an earlier scan of their patient, left "
-            "out: each image counts once",
+            f"note: {counted(repeated, dataset.unit)} exactly in an earlier scan of their patient, "
+            "left out: each image counts once",
         )
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
@@ -249,48 +286,6 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
 
 
 # ---- command line --------------------------------------------------------------------------------
-
-
-def add_data_arguments(group: argparse._ActionsContainer) -> None:
-    """The flags that say how data is read and split."""
-    add = group.add_argument
-    size = "height and width that slices are resized to"
-    add("--classes", nargs="+", metavar="NAME", help="labels, in order (default: left right)")
-    add_naming_arguments(group)
-    add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
-    add("--split-file", type=Path, metavar="CSV", help="or as this table says: subset, scan")
-    add("--val-fraction", type=part, metavar="X", help="held out for validation (default: 0.125)")
-    add("--test-fraction", type=part, metavar="X", help="held out for the test (default: 0.125)")
-    add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)
-    add("--plane", choices=PLANES, default="stored", help="how volumes are cut into slices")
-    at_most = "at most so many of a volume"
-    add("--slices", type=positive_int, default=40, metavar="N", help=at_most)
-    kept = "for decoded slices, headers"
-    add("--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help=kept)
-    add("--seed", type=whole_number, default=0, metavar="N", help="of split, weights and order")
-    add(
-        "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
-    )
-
-
-def add_naming_arguments(group: argparse._ActionsContainer) -> None:
-    """The flags that say what names, tables and headers mean."""
-    add = group.add_argument
-    add("--name-pattern", metavar="REGEX", help="of paths: groups patient, scan, label, slice")
-    add("--labels", nargs="+", metavar="CSV", help="tables: an identifier, a label")
-    add("--label-column", metavar="NAME", help="their column of labels, if not called label")
-    add("--slices-per-scan", type=positive_int, metavar="N", help="make each N images a scan")
-    patients = "scan: where unknown, each scan is another person; named: so is each name"
-    add("--patients", choices=["scan", "named"], help=patients)
-    add("--series", metavar="REGEX", help="read DICOM series so described alone")
-    echo = "which of a series (default: 1, the shortest)"
-    add("--echo", type=positive_int, metavar="N", help=echo)
-
-
-def options_of(args: argparse.Namespace) -> Options:
-    """How files are understood, by the flags."""
-    names = [field.name for field in fields(Options) if getattr(args, field.name, None) is not None]
-    return Options(**{name: getattr(args, name) for name in names})
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

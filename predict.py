@@ -5,12 +5,13 @@
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
 
-Prints a line for each scan as soon as it is predicted: the mean of its slices' calibrated
-probabilities, the label that its name, folder or header gives, and a verdict: `ok`, `mismatch`,
-`unsure` (too close to call) or `unknown` (nothing to compare with). --output is a folder for
-predictions.csv (a row for each slice) and scans.csv, which have their names when they are whole. A
-file that can't be read gets a row with the error, and the others go on. Names are read as those
-that the checkpoint was trained on, unless flags say otherwise.
+Prints a line for each scan as soon as it is predicted: the calibrated probabilities (the mean of
+its slices', unless the model reads whole scans), the label that its name, folder or header gives,
+and a verdict: `ok`, `mismatch`, `unsure` (too close to call) or `unknown` (nothing to compare
+with). --output is a folder for predictions.csv, a row for each slice or scan that is read, and
+scans.csv, which have their names when they are whole. A file that can't be read gets a row with the
+error, and the others go on. Names are read as those that the checkpoint was trained on, unless
+flags say otherwise.
 
 Exit codes: 0 all predicted, 1 some files could not be, or a full disk, 2 unusable arguments or
 checkpoint, no path that is there, or --audit had nothing to compare, 3 --audit found a mismatch,
@@ -49,14 +50,13 @@ from common.program import (
     run_program,
 )
 from common.workers import choose_device
-from dataset import add_naming_arguments, list_slices
 from evaluation.answers import (
     Answers,
     check_finite,
     joined,
     open_tables,
     predict_in_chunks,
-    slices_at_a_time,
+    samples_at_a_time,
 )
 from evaluation.predictions import shown_class
 from evaluation.trained import (
@@ -64,10 +64,15 @@ from evaluation.trained import (
     naming_checkpoint,
     open_trained,
     options_as_trained,
+    sample_size,
+    scan_length,
 )
 from perceiver import CheckpointError, Perceiver
+from scans.flags import add_naming_arguments
 from scans.images import describe_depths
 from scans.labelled import describe_contradictions
+from scans.listing import list_slices
+from scans.places import describe_lengths
 from scans.series import check_one_sequence
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
@@ -98,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=positive_int,
         default=64,
         metavar="N",
-        help="slices at a time, at most",
+        help="slices, or whole scans, at a time, at most",
     )
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
@@ -113,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     check_paths(args)
     model = open_trained(args.checkpoint, choose_device(args.device))
-    args.batch_size = slices_at_a_time(model, args.checkpoint, args.batch_size)
+    args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
     for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
         try_folder(folder)
     if args.export:
@@ -158,8 +163,9 @@ def check_paths(args: argparse.Namespace) -> None:
 def export(model: Perceiver, args: argparse.Namespace) -> None:
     from evaluation.export import export_onnx  # its packages are optional
 
-    darkest_and_brightest = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
-    images = darkest_and_brightest.expand(2, 1, *model.preprocessing["image_size"])
+    size = sample_size(model)
+    darkest_and_brightest = torch.tensor([0, 255], dtype=torch.uint8).view(2, *[1] * len(size))
+    images = darkest_and_brightest.expand(2, *size)
     check_finite(model.predict_logits(images, args.batch_size), args.checkpoint)
     export_onnx(model, args.export)
     print_lines(f"exported to {args.export}", to_error=True)
@@ -201,7 +207,7 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
                 lines.print(worst_first(scans, classes))
 
     problems = list(dict.fromkeys(p for answers in done for p in answers.problems.values()))
-    print_lines(*describe_remarks(listing, done), to_error=True)
+    print_lines(*describe_remarks(listing, done, scan_length(model)), to_error=True)
     print_lines(*describe_problems(problems, args.output), to_error=True)
     counts = Counter(row["verdict"] for row in scans)
     if args.audit and not args.json:
@@ -275,22 +281,28 @@ class ScanLines:
             verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
         expected = f", expected {printable(row['expected'])}" if row["expected"] else ""
         slices = counted(row["slices"], "slice")
+        if row["agreement"] is not None:
+            slices += f" ({row['agreement']:.0%} agree)"
         shown = f"p_{shown_class(row['label'], self.classes)}"
         return (
             f"{printable(row['scan']):<{self.width}}  "
             f"{printable(row['label']):<{max(5, *map(len, self.classes))}}  "
             f"{printable(shown)} {row[shown]:.3f}  "
-            f"{slices} ({row['agreement']:.0%} agree)  {verdict}{expected}"
+            f"{slices}  {verdict}{expected}"
         )
 
 
-def describe_remarks(listing: Listing, done: list[Answers]) -> list[str]:
-    """What was left out or guessed of what was found. Patients make no difference here."""
+def describe_remarks(listing: Listing, done: list[Answers], length: int | None) -> list[str]:
+    """What was left out or guessed of what was found. Patients make no difference here.
+
+    length: of scans, where whole ones are read.
+    """
     depths = sum((Counter(answers.depths) for answers in done), Counter())
     lines = [
         *map(str, listing.of_kind(Kind.REMARK)),
         *describe_contradictions(listing.of_kind(Kind.CONTRADICTION)),
         *([describe_depths(depths)] if depths else []),
+        *(describe_lengths(listing.slices, length) if length else []),
     ]
     return [f"note: {line}" for line in lines]
 

@@ -53,7 +53,6 @@ from dataset import (
     describe_subsets,
     list_labelled,
     load_dataset,
-    options_of,
     split_as_told,
     subset_of_scans,
 )
@@ -63,10 +62,12 @@ from evaluation.report import describe_test, test_figures, write_report
 from evaluation.trained import kept_of
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, splits
+from scans.flags import options_of
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
 from scans.listing import is_manifest
 from scans.names import are_sides
+from scans.places import describe_lengths, orientation_of_all
 from scans.slices import DataError, by_scan
 from training import runfolder
 from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
@@ -80,6 +81,7 @@ from training.epoch import (
     train_one_epoch,
     validate,
 )
+from training.mirror import choose_mirror
 from training.runfolder import Run
 from training.saved import plain, result_arguments
 from training.tensorboard import TensorBoard
@@ -107,9 +109,12 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
         say(f"note: {problem}")
     check_classes_present(slices, classes)
     check_classes(args, classes)  # of a manifest or a table, too
-    check_image_size(args, len(slices))
+    check_image_size(args, len(scans if args.input == "scan" else slices))
+    length = args.slices if args.input == "scan" else None
+    for line in describe_lengths(slices, length) if length else []:
+        say(f"note: {line}")
     with first_process_first():  # the others open what it kept
-        dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers)
+        dataset = load_dataset(listing, args.image_size, args.cache_dir, args.workers, length)
         pairs = copies.open_copies(dataset.pixels, slices, dataset.crc32, args.cache_dir)
     found = copies.describe_copies(slices, dataset.pixels, pairs)
     for line in [dataset.note, describe_depths(dataset.depths), *found]:
@@ -125,6 +130,11 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
         found = counted(len(leaks), "patient")
         say(f"warning: {found} in more than one subset (--split scan): the accuracy is too good")
+    if args.mirror_swap and args.input == "scan":
+        because = "as it was begun" if args.resume else "--mirrored says so"
+        if not args.mirrored:
+            args.mirrored, because = choose_mirror(subsets["train"])
+        say(f"--mirror-swap reverses the {args.mirrored} of a scan: {because}")
     return subsets
 
 
@@ -132,11 +142,15 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
     """A model for these classes and slices, with random weights that follow from the seed."""
     torch.manual_seed(args.seed % 2**63)
     model = Perceiver(**model_arguments(args), num_classes=len(train.classes))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.cross_attention.to_q.weight.mul_(args.query_scale)
     mean, std = train.statistics()
     model.preprocessing = {
         "classes": train.classes,
         "image_size": list(args.image_size),
         **kept_of(args),
+        **({"orientation": orientation_of_all(train.slices)} if args.input == "scan" else {}),
         "mean": mean,
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }
@@ -209,7 +223,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
             block.latent_layers.compile()
     trained = DistributedDataParallel(model) if processes() > 1 else model
     weights = balanced_weights(train).to(device) if args.class_weights == "balanced" else None
-    say(describe_model(model, device, args.image_size))
+    say(describe_model(model, device, train))
 
     def epoch() -> None:
         save = None if args.dry_run else partial(current.save, "last.pt")
@@ -269,11 +283,11 @@ def start_folder(
 # ---- lines for a person --------------------------------------------------------------------------
 
 
-def describe_model(model: Perceiver, device: torch.device, image_size: list[int]) -> str:
-    tokens = math.prod(image_size)
+def describe_model(model: Perceiver, device: torch.device, train: Dataset) -> str:
+    tokens = f"{math.prod(train.sample_size):,} tokens a {train.unit}"
     where = f"{device}" if processes() == 1 else f"{processes()} processes, {device.type}"
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"Perceiver: {parameters:.2f} M parameters, {tokens:,} tokens a slice, on {where}"
+    return f"Perceiver: {parameters:.2f} M parameters, {tokens}, on {where}"
 
 
 def describe_resumed(progress: Progress, args: argparse.Namespace, count: int) -> str:
@@ -300,8 +314,8 @@ def predict_command(checkpoint: Path, tested: Dataset, args: argparse.Namespace)
 
     A manifest tells labels of its files only where it is read itself: it is named as a whole.
     """
-    first = tested.samples[0]
-    scan = {s.source for s in tested.samples if s.scan == first.scan}
+    first = tested.members[0]
+    scan = {s.source for s in tested.members if s.scan == first.scan}
     source, ending = os.path.splitext(first.source)
     start, pattern = source.rstrip("0123456789"), typed(first.source)
     if len(scan) > 1 and all(path.startswith(start) for path in scan):  # images
@@ -331,7 +345,7 @@ def run_and_explain(args: argparse.Namespace, cleanup: ExitStack) -> int:
         more = 2 * args.grad_accumulation
         parts = [math.ceil(args.batch_size / processes() / n) for n in (more // 2, more)]
         raise OutOfMemory(
-            f"out of GPU memory with {counted(parts[0], 'slice')} at a time; try "
+            f"out of GPU memory with {counted(parts[0], args.input)} at a time; try "
             f"--grad-accumulation {more}: the same batch, {parts[1]} at a time"
         ) from error
     except RuntimeError as error:

@@ -21,8 +21,10 @@ from common.program import UserError, counted, print_lines
 from common.workers import memory_of
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns
+from evaluation.trained import sample_size, scan_length
 from perceiver import Perceiver, ReadTokens
-from scans.cache import decode_slices
+from scans.cache import Decoded, decode_slices
+from scans.places import other_orientation, place_in_scan, rows_of_scans, unfit
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
 CHUNK = 512  # slices decoded at a time, in whole scans: memory stays the same for any number
@@ -32,7 +34,7 @@ CHUNK_BYTES = 2**28  # and their pixels
 class Answers(NamedTuple):
     """What a model says of some scans."""
 
-    slices: list[Slice]  # scan by scan
+    asked: list[tuple[str, str]]  # name and scan of each slice, or of each scan that is read whole
     predictions: Predictions  # of those that can be read; their pixels are not kept
     scans: list[dict]  # rows of scans.csv
     problems: dict[str, Problem]  # name of a slice, or of what else can't be read -> why
@@ -53,44 +55,77 @@ def predict_in_chunks(
     classes = listing.classes
     size = tuple(model.preprocessing["image_size"])
     unsure_below = model.calibration.get("unsure_below", 1 / len(classes))
-    with tqdm(total=len(listing.slices), unit="slice", leave=False, disable=None) as bar:
+    scans = {s.scan for s in listing.slices}
+    total, unit = (len(scans), "scan") if scan_length(model) else (len(listing.slices), "slice")
+    with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
         for slices in chunks_of_scans(listing.slices, size):
             decoded = decode_slices(slices, size, workers, progress=False)
-            readable = [i for i in range(len(slices)) if i not in decoded.errors]
-            pixels, rows = torch.from_numpy(decoded.pixels), torch.tensor(readable).long()
-            dataset = Dataset(slices, pixels, rows, classes)
-            predictions = predict(model, dataset, batch_size, bar=bar)
-            check_finite(predictions.logits, checkpoint)
-            predictions = joined([predictions], classes, predictions.temperature)
-            judged = [judge(scan, classes, unsure_below) for scan in predictions.scans]
             problems = {
                 slices[i].name: Problem(slices[i].source, Kind.UNREADABLE, text)
                 for i, text in decoded.errors.items()
             }
+            if unit == "scan":
+                dataset, unfit_scans = read_whole(model, slices, decoded, classes)
+                problems |= unfit_scans
+                damaged = [(s.name, s.scan) for s in slices if s.name in problems]
+                asked = [*dict.fromkeys((s.scan, s.scan) for s in slices), *damaged]
+            else:
+                rows = [i for i in range(len(slices)) if i not in decoded.errors]
+                rows, pixels = torch.tensor(rows).long(), torch.from_numpy(decoded.pixels)
+                dataset = Dataset(slices, pixels, rows, classes)
+                asked = [(s.name, s.scan) for s in slices]
+            predictions = predict(model, dataset, batch_size, bar=bar)
+            check_finite(predictions.logits, checkpoint)
+            predictions = joined([predictions], classes, predictions.temperature)
+            judged = [judge(scan, classes, unsure_below) for scan in predictions.scans]
             bar.clear()  # lines are printed in its place
-            yield Answers(slices, predictions, judged, problems, decoded.depths)
+            yield Answers(asked, predictions, judged, problems, decoded.depths)
     if failures := {problem.path: problem for problem in listing.of_kind(*FAILURES)}:
         yield Answers([], joined([], classes), [], failures, {})
 
 
-def slices_at_a_time(model: Perceiver, checkpoint: Path, most: int) -> int:
+def read_whole(
+    model: Perceiver, slices: list[Slice], decoded: Decoded, classes: list[str]
+) -> tuple[Dataset, dict[str, Problem]]:
+    """Whole scans, of the slices that can be read, and scan name -> why it can't be read whole."""
+    readable, trained = [], model.preprocessing.get("orientation", "")
+    problems: dict[str, Problem] = {}
+    scans: dict[str, list[int]] = {}
+    for i, s in enumerate(slices):
+        scans.setdefault(s.scan, []).append(i)
+    for scan, positions in scans.items():
+        kept = [i for i in positions if i not in decoded.errors]
+        kept.sort(key=lambda i: place_in_scan(slices[i]))
+        text = unfit([slices[i] for i in kept])
+        text = text or other_orientation(slices[positions[0]], trained)
+        if text:
+            problems[scan] = Problem(scan, Kind.UNREADABLE, text)
+        else:
+            readable += kept
+    ordered = [slices[i] for i in readable]
+    pixels = torch.from_numpy(decoded.pixels)[torch.tensor(readable).long()]
+    rows = rows_of_scans(ordered, model.preprocessing["slices"])
+    return Dataset(ordered, pixels, rows, classes), problems
+
+
+def samples_at_a_time(model: Perceiver, checkpoint: Path, most: int) -> int:
     """As many as have room in half of the device's memory, or one where it has room at all.
 
     Raises UserError, which names the checkpoint, where not even one has.
     """
     there, (one, two) = memory_of(model.latents.device), (bytes_taken(model, n) for n in (1, 2))
     if one > there:
-        height, width = model.preprocessing["image_size"]
+        unit, size = "scan" if scan_length(model) else "slice", sample_size(model)[1:]
         raise UserError(
-            f"{checkpoint}: one slice of its size, {height} x {width}, takes {one / 1e9:,.2f} GB, "
-            f"and there are {there / 1e9:,.2f} GB"
+            f"{checkpoint}: one {unit} of its size, {' x '.join(map(str, size))}, takes "
+            f"{one / 1e9:,.2f} GB, and there are {there / 1e9:,.2f} GB"
         )
     return max(1, min(most, 1 + int((there / 2 - one) / (two - one))))
 
 
-def bytes_taken(model: Perceiver, slices: int) -> float:
+def bytes_taken(model: Perceiver, samples: int) -> float:
     """About the memory in which so many are predicted at a time; all in it is float32."""
-    config, tokens = model.config, math.prod(model.preprocessing["image_size"])
+    config, tokens = model.config, math.prod(sample_size(model))
     width = -(-(1 + model.token_dim) // 16) * 16  # of a token: see `Perceiver.tokens`
     of_a_token = 1.5 * width  # as measured, while they are made; so are positions, once for all
     if model.token_dim > config["cross_dim_head"]:
@@ -99,7 +134,7 @@ def bytes_taken(model: Perceiver, slices: int) -> float:
     scores = max(ReadTokens.SCORES, rows * min(tokens, ReadTokens.BLOCK))
     inner = config["latent_heads"] * config["latent_dim_head"]
     latents = 4 * rows * width + config["num_latents"] * (12 * config["latent_dim"] + 4 * inner)
-    return 4 * (1.5 * width * tokens + 2 * scores + slices * (of_a_token * tokens + latents))
+    return 4 * (1.5 * width * tokens + 2 * scores + samples * (of_a_token * tokens + latents))
 
 
 def chunks_of_scans(slices: list[Slice], size: tuple[int, int] = (1, 1)) -> Iterator[list[Slice]]:
@@ -123,9 +158,12 @@ def chunks_of_scans(slices: list[Slice], size: tuple[int, int] = (1, 1)) -> Iter
 
 def joined(parts: list[Predictions], classes: list[str], temperature: float = 1.0) -> Predictions:
     """Predictions of several datasets as those of one, without their pixels."""
-    samples = [s for part in parts for s in part.samples]
+    slices, rows = [], [torch.empty(0, dtype=torch.long)]
+    for part in parts:
+        rows.append(part.dataset.rows + len(slices))
+        slices += part.dataset.slices
     nothing = torch.empty(0, 1, 1, 1, dtype=torch.uint8)
-    dataset = Dataset(samples, nothing, torch.arange(len(samples)), classes)
+    dataset = Dataset(slices, nothing, torch.cat(rows), classes)
     logits = torch.cat([torch.empty(0, len(classes)), *(part.logits for part in parts)])
     return Predictions(dataset, logits, temperature)
 
@@ -160,12 +198,12 @@ def open_tables(folder: Path, classes: list[str]) -> Iterator[Callable[[Answers]
     with made_folder(folder):
         try:
             with (
-                whole_csv(folder / "predictions.csv", columns["predictions"]) as add_slices,
+                whole_csv(folder / "predictions.csv", columns["predictions"]) as add_samples,
                 whole_csv(folder / "scans.csv", columns["scans"]) as add_scans,
             ):
 
                 def add(answers: Answers) -> None:
-                    add_slices(rows_of_slices(answers))
+                    add_samples(rows_of_samples(answers))
                     add_scans(answers.scans)
                     done.append(answers)
 
@@ -188,7 +226,7 @@ def partial_table(folder: Path, name: str) -> Path:
 def keep_partial(folder: Path, columns: dict[str, list[str]], done: list[Answers]) -> None:
     """Write the rows of what is done, whole rows only, if that is possible."""
     rows = {
-        "predictions": [row for answers in done for row in rows_of_slices(answers)],
+        "predictions": [row for answers in done for row in rows_of_samples(answers)],
         "scans": [row for answers in done for row in answers.scans],
     }
     for name, found in rows.items():
@@ -201,18 +239,17 @@ def keep_partial(folder: Path, columns: dict[str, list[str]], done: list[Answers
                 )
 
 
-def rows_of_slices(answers: Answers) -> Iterator[dict]:
-    """Of each slice, and then of each problem that is none of a slice."""
+def rows_of_samples(answers: Answers) -> Iterator[dict]:
+    """Of each slice or scan that was asked for, and then of each problem that is none of these."""
     predictions, classes = answers.predictions, answers.predictions.classes
-    names = [s.name for s in predictions.samples]
-    predicted = dict(zip(names, predictions.probabilities, strict=True))
+    predicted = dict(zip(predictions.dataset.names, predictions.probabilities, strict=True))
     problems = dict(answers.problems)
-    for s in answers.slices:
-        row = {"path": s.name, "scan": s.scan}
-        if s.name in predicted:
-            p = predicted[s.name]
+    for name, scan in answers.asked:
+        row = {"path": name, "scan": scan}
+        if name in predicted:
+            p = predicted[name]
             yield row | {"label": classes[p.argmax()], **probability_columns(p, classes)}
-        else:
-            yield row | {"error": problems.pop(s.name).text}
+        elif name in problems:
+            yield row | {"error": problems.pop(name).text}
     for problem in problems.values():
         yield {"path": problem.path, "scan": problem.path, "error": problem.text}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,8 +18,8 @@ from evaluation import plots
 from evaluation.predictions import Answer, Predictions
 from perceiver import CrossAttention, Perceiver, ReadTokens, autocast, evaluating
 from scans.cache import decode_slices
-from scans.names import natural_order, picture_name
-from scans.slices import Slice
+from scans.names import picture_name
+from scans.places import place_in_scan, rows_of_scans
 
 
 def draw_attention(
@@ -29,41 +30,73 @@ def draw_attention(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> None:
-    """Draw each slice with the attention of the first and last iteration, and a montage a scan.
+    """Draw a montage of each scan, and where slices are read each of these.
+
+    A slice is drawn with the attention of the first and last iteration. Of a scan that is read
+    whole there is a montage of the saliency, too, and both as curves along the slices.
 
     verdicts: one for each of predictions.scans. The slices are decoded again, scan by scan, in the
     order of the scan: paths come in any, such as a shell's 0, 1, 10, 11, ..., 2.
     """
-    classes, size = predictions.classes, tuple(model.preprocessing["image_size"])
-    device = model.latents.device
+    size, known = tuple(model.preprocessing["image_size"]), predictions.dataset
     scans = zip(predictions.scans, verdicts, strict=True)
     for scan, verdict in tqdm(scans, "drawing", len(verdicts), leave=False, disable=None):
-        members = sorted(scan.members, key=lambda i: place_in_scan(predictions.samples[i]))
-        slices = [predictions.samples[i] for i in members]
-        pixels = decode_slices(slices, size, workers, progress=False).pixels
-        dataset = Dataset(slices, torch.from_numpy(pixels), torch.arange(len(slices)), classes)
-        maps = torch.cat(
-            [
-                attention_maps(model, model.normalise(dataset.batch(b).to(device)), average=True)
-                for b in torch.arange(len(slices)).split(batch_size)
-            ]
-        ).numpy(force=True)  # (slices, depth, height, width)
-        grey, labels = pixels[:, 0], []
-        for i, s, image, attention in zip(members, slices, grey, maps, strict=True):
-            answer = Answer.of(predictions.probabilities[i], classes)
-            labels.append(f"{s.number}: {answer.share}")
+        slices = known.subset(known.rows[scan.members]).members
+        slices = sorted(slices, key=place_in_scan)
+        pixels = torch.from_numpy(decode_slices(slices, size, workers, progress=False).pixels)
+        answer = Answer.of(scan.probabilities, known.classes)
+        title, name = [scan.name, f"{answer}, {verdict}"], f"{scan.name} {scan.label}".strip()
+        if known.unit == "scan":
+            places = rows_of_scans(slices, known.rows.shape[1])
+            whole = Dataset(slices, pixels, places, known.classes)
+            draw_whole(model, whole.batch(torch.tensor([0])), title, folder, name)
+            continue
+        of_slice = dict(zip(known.names, predictions.probabilities, strict=True))
+        answers = [Answer.of(of_slice[s.name], known.classes) for s in slices]
+        maps = [maps_of_slices(model, batch) for batch in pixels.split(batch_size)]
+        maps, grey = np.concatenate(maps), pixels[:, 0].numpy()
+        labels = []
+        for s, own, image, attention in zip(slices, answers, grey, maps, strict=True):
+            labels.append(f"{s.number}: {own.share}")
             path = folder / file_name(s.name)
-            plots.draw_attention([s.name, f"{answer}"], image, attention[[0, -1]], path)
-        answer = Answer.of(scan.probabilities, classes)
-        name = f"{scan.name} {scan.label}".strip()
-        title, path = [scan.name, f"{answer}, {verdict}"], folder / file_name(name, "scan_")
+            plots.draw_attention([s.name, f"{own}"], image, attention[[0, -1]], path)
         shown = f"number and {answer.column} of each slice"
+        path = folder / file_name(name, "scan_")
         plots.draw_montage(title, labels, grey, maps[:, -1], path, shown)
 
 
-def place_in_scan(s: Slice) -> tuple[int, list]:
-    """Sort key of the slices of a scan; by name where a scan has a number twice."""
-    return s.number, natural_order(s.name)
+def maps_of_slices(model: Perceiver, pixels: Tensor) -> np.ndarray:
+    """Attention (batch, depth, *axes) over uint8 pixels (batch, 1, *axes)."""
+    images = model.normalise(pixels.to(model.latents.device))
+    return attention_maps(model, images, average=True).numpy(force=True)
+
+
+def draw_whole(model: Perceiver, pixels: Tensor, title: list[str], folder: Path, name: str) -> None:
+    """Two montages of a scan that is read whole, uint8 (1, 1, slices, height, width)."""
+    grey = pixels[0, 0].numpy()
+    attention = maps_of_slices(model, pixels)[0]  # (depth, slices, height, width)
+    slopes = saliency(model, model.normalise(pixels.to(model.latents.device)))[0]
+    slopes = slopes.numpy(force=True)
+    curves = {
+        "attention, first iteration": attention[0],
+        "attention, last iteration": attention[-1],
+        "saliency": slopes,
+    }
+    curves = {name: along_slices(values) for name, values in curves.items()}
+    for prefix, maps, maps_are, curve in [
+        ("scan_", attention[-1], "attention of the last iteration", "attention, last iteration"),
+        ("saliency_", slopes, "saliency, the slope of the answer in each pixel", "saliency"),
+    ]:
+        labels = [f"{place}: {share:.1%}" for place, share in enumerate(curves[curve])]
+        path = folder / file_name(name, prefix)
+        labels_are = "place and share of each slice"
+        plots.draw_montage(title, labels, grey, maps, path, labels_are, maps_are, curves)
+
+
+def along_slices(values: np.ndarray) -> np.ndarray:
+    """The share of each slice (slices,) of what is in all of them (slices, height, width)."""
+    sums = values.sum(axis=(1, 2), dtype=float)
+    return sums / max(sums.sum(), 1e-30)
 
 
 @torch.no_grad()

@@ -5,10 +5,11 @@
     session = onnxruntime.InferenceSession("knees.onnx")
     logits, probabilities = session.run(None, {"pixels": pixels})
 
-pixels are uint8 (batch, 1, height, width) as decoded and resized, for any batch; they are
+pixels are uint8 (batch, 1, height, width) as decoded and resized, for any batch, or where whole
+scans are read (batch, 1, slices, height, width); they are
 normalised in the graph. logits and probabilities are float32 (batch, classes).
 `session.get_modelmeta().custom_metadata_map` tells what inputs need and what outputs mean, in JSON:
-classes, image_size (height, width), mean, std, temperature, plane and slices.
+classes, image_size (height, width), mean, std, temperature, plane, slices and orientation.
 """
 
 import copy
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from common.files import whole_file
 from common.program import MissingPackage, UserError
+from evaluation.trained import sample_size
 from perceiver import Perceiver
 
 OPSET = 18  # the one that PyTorch writes without converting
@@ -69,7 +71,7 @@ def export_onnx(model: Perceiver, path: Path) -> None:
         ) from error
     proto = trace(Classifier(copy.deepcopy(model).cpu(), temperature).eval())
     known = {"plane": "stored", "slices": 40, **model.preprocessing, "temperature": temperature}
-    names = "classes image_size mean std temperature plane slices".split()
+    names = "classes image_size mean std temperature plane slices orientation".split()
     onnx.helper.set_model_props(proto, {n: json.dumps(known[n]) for n in names if n in known})
     with whole_file(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
@@ -80,7 +82,7 @@ def trace(classifier: Classifier):
     """The ONNX model, in memory, with every size fixed but the batch."""
     model = classifier.model
     # Two images: PyTorch would take a batch of one for a constant.
-    size = (2, model.config["input_channels"], *model.preprocessing["image_size"])
+    size = (2, *sample_size(model))
     pixels = torch.zeros(size, dtype=torch.uint8)
     # Position features are kept from call to call. Without this one, those kept would be of the
     # exporter, which have no numbers in them, and all predictions that follow would be NaN.

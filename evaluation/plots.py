@@ -32,6 +32,7 @@ MOST_NAMES = 160  # names beside a matrix
 LOWEST = 10  # classes that the ROC of more classes names
 NAME_WIDTH = 1.9  # inches: of a class's name beside a matrix or in a legend
 GAP = 0.06  # inches between pictures
+CHART = 2.2  # inches: the height of curves below a montage
 
 
 def make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -81,7 +82,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="cross-entropy")
-    panels[1].set(ylabel="slices that are right")
+    panels[1].set(ylabel="share that is right")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save(figure, path)
@@ -285,14 +286,16 @@ def area_text(area: dict | None, otherwise: str) -> str:
 # ---- slices --------------------------------------------------------------------------------------
 
 
-def overlay(image: ArrayLike, attention: ArrayLike) -> np.ndarray:
+def overlay(image: ArrayLike, attention: ArrayLike, highest: float | None = None) -> np.ndarray:
     """An image (height, width) from 0 to 255 in colours (height, width, 3) from 0 to 1.
 
-    Where a map of the same shape is high it is tinted, red to yellow. At least half of each pixel
-    is the image's own grey, so that what is looked at can be seen.
+    Where a map of the same shape is high it is tinted, red to yellow at `highest`, by default near
+    its own maximum. At least half of each pixel is the image's own grey, so that what is looked at
+    can be seen.
     """
     attention = np.asarray(attention)
-    share = (attention / max(float(np.percentile(attention, 99.5)), 1e-12)).clip(0, 1)
+    highest = float(np.percentile(attention, 99.5)) if highest is None else highest
+    share = (attention / max(highest, 1e-12)).clip(0, 1)
     tint = matplotlib.colormaps["autumn"](share)[..., :3]
     weight = 0.5 * share[..., None]
     return (1 - weight) * np.asarray(image)[..., None] / 255 + weight * tint
@@ -327,20 +330,26 @@ def draw_montage(
     maps: ArrayLike,
     path: Path,
     labels_are: str = "",
+    maps_are: str = "attention of the last iteration",
+    curves: dict[str, np.ndarray] | None = None,
 ) -> None:
     """All slices of a scan and their attention; images and maps are (slices, height, width).
 
     title: its name, and what the model says of it. labels stand over the slices; `labels_are` is
-    what the heading says of them, such as "number and p_right of each slice".
+    what the heading says of them, such as "number and p_right of each slice". curves: name ->
+    shares (slices,) that are drawn along a scan that is read whole, below the slices; these have
+    one scale of colours, and else each its own.
     """
+    highest = float(np.percentile(maps, 99.5)) if curves else None
     cell, columns = 1.4, max(8, math.ceil(math.sqrt(len(images))))
     columns = min(columns, len(images))
     width = max(columns, 4) * (cell + GAP) + GAP  # the heading needs it
-    about = "; ".join(filter(None, ["attention of the last iteration", labels_are]))
+    about = "; ".join(filter(None, [maps_are, labels_are]))
     heading = "\n".join(fitted(line, width - 2 * GAP, 9, lines=2) for line in [*title, about])
     top = text_height(heading, 9) + 2 * GAP
     tall, caption = height_for(images, cell), text_height("0", 7) + GAP
-    page = make_page(width, top + -(-len(images) // columns) * (caption + tall + GAP))
+    bottom = top + -(-len(images) // columns) * (caption + tall + GAP)
+    page = make_page(width, bottom + (CHART if curves else 0))
     put_text(page, GAP, GAP, heading, 9)
     for i, (label, image, attention) in enumerate(zip(labels, images, maps, strict=True)):
         row, column = divmod(i, columns)
@@ -348,14 +357,40 @@ def draw_montage(
         above = top + row * (caption + tall + GAP) + caption
         text = fitted(label, cell, 7)
         put_text(page, left + cell / 2, above - GAP / 2, text, 7, ha="center", va="bottom")
-        put_image(page, overlay(image, attention), Box(left, above, cell, tall))
+        put_image(page, overlay(image, attention, highest), Box(left, above, cell, tall))
+    if curves:
+        draw_along(page.figure, curves)
     save(page.figure, path)
 
 
-def draw_errors(scans: list[Example], slices: list[Example], path: Path) -> None:
-    """What the model got wrong (red) or was least sure of: rows of scans, and rows of slices."""
-    columns = min(8, max(4, len(scans), len(slices)))
-    rows = [*rows_of("Scan", scans, columns), *rows_of("Slice", slices, columns)]
+def draw_along(figure: Figure, curves: dict[str, np.ndarray]) -> None:
+    """Shares of each slice (slices,) along a scan, in the lowest CHART inches of a figure."""
+    width, height = figure.get_size_inches()
+    left, below, above = 0.75, 0.45, 0.3
+    box = (left / width, below / height, 1 - (left + 1.9) / width, (CHART - below - above) / height)
+    axes = figure.add_axes(box)
+    for name, shares in curves.items():
+        axes.plot(range(len(shares)), shares, "o-", markersize=3, linewidth=1.2, label=name)
+    even = 1 / len(next(iter(curves.values())))
+    axes.axhline(even, color="0.6", linestyle=":", label="the same for all")
+    axes.set_xlabel("place along the scan", fontsize=8)
+    axes.set_ylim(0)
+    axes.set_title("share of each slice", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def draw_errors(scans: list[Example], slices: list[Example] | None, path: Path) -> None:
+    """What the model got wrong (red) or was least sure of: rows of scans, and rows of slices.
+
+    slices is None where whole scans are read.
+    """
+    columns = min(8, max(4, len(scans), len(slices or [])))
+    rows = rows_of("Scan", scans, columns)
+    rows += [] if slices is None else rows_of("Slice", slices, columns)
     cell = 1.69
     width = columns * (cell + GAP) + GAP
     heading = (
@@ -365,7 +400,7 @@ def draw_errors(scans: list[Example], slices: list[Example], path: Path) -> None
     heading = fitted(heading, width - 2 * GAP, 10, lines=2)
     top = text_height(heading, 10) + 3 * GAP
     title, captions = text_height("Scan", 10) + GAP, text_height("name\nname\nlabel", 7) + GAP
-    tall = max((height_for(example.image, cell) for example in [*scans, *slices]), default=0)
+    tall = max((height_for(example.image, cell) for _, row in rows for example in row), default=0)
     pitch = title + captions + tall + 2 * GAP
     page = make_page(width, top + len(rows) * pitch)
     put_text(page, GAP, GAP, heading, 10)

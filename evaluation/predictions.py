@@ -31,7 +31,7 @@ MIN_AGREEMENT = 0.75  # a scan whose slices agree less is unsure, however sure e
 
 
 class Scan(NamedTuple):
-    """What a model says of one scan: the mean of what it says of its slices."""
+    """What a model says of one scan: the mean of what it says of its slices, or of it at once."""
 
     name: str
     patient: str
@@ -39,7 +39,8 @@ class Scan(NamedTuple):
     members: list[int]  # its samples
     probabilities: np.ndarray  # (classes,)
     before: np.ndarray  # (classes,), before calibration
-    agreement: float  # the share of its slices that say what the scan says
+    slices: int
+    agreement: float | None  # the share of them that say what the scan says; None: read at once
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,22 @@ class Predictions:
     def scans(self) -> list[Scan]:
         """Each scan, in the order in which they were met."""
         members: dict[tuple[str, str, str], list[int]] = {}
+        whole, each = self.dataset.unit == "scan", self.dataset.rows_of_each
         for i, s in enumerate(self.samples):
             members.setdefault((s.scan, s.patient, s.label), []).append(i)
         scans = []
         for identity, rows in members.items():
             mean, before = (mean_of(p[rows]) for p in (self.probabilities, self.before))
             agreement = float((self.probabilities[rows].argmax(1) == mean.argmax()).mean())
-            scans.append(Scan(*identity, rows, mean, before, agreement))
+            count = sum(len(each[i]) for i in rows)
+            agreement = None if whole else agreement
+            scans.append(Scan(*identity, rows, mean, before, count, agreement))
         return scans
+
+    def outcomes(self) -> dict[str, Outcomes]:
+        """Of slices and scans, or where whole scans are read of these alone."""
+        of_slices = {"slice": self.of_slices()} if self.dataset.unit == "slice" else {}
+        return {**of_slices, "scan": self.of_scans()}
 
     def of_slices(self) -> Outcomes:
         return Outcomes(self.probabilities, self.labels, self.patients, self.before)
@@ -146,7 +155,9 @@ def judge(scan: Scan, classes: list[str], unsure_below: float) -> dict:
     """
     label = classes[scan.probabilities.argmax()]
     verdict = "ok" if label == scan.label else "mismatch" if scan.label else "unknown"
-    if scan.probabilities.max() < unsure_below or scan.agreement < MIN_AGREEMENT:
+    agreement = None if scan.agreement is None else round(scan.agreement, 4)
+    disagree = scan.agreement is not None and scan.agreement < MIN_AGREEMENT
+    if scan.probabilities.max() < unsure_below or disagree:
         verdict = "unsure"
     shares = {
         f"p_{name}": round(float(p), 6) for name, p in zip(classes, scan.probabilities, strict=True)
@@ -156,8 +167,8 @@ def judge(scan: Scan, classes: list[str], unsure_below: float) -> dict:
         "patient": scan.patient,
         "label": label,
         **shares,
-        "slices": len(scan.members),
-        "agreement": round(scan.agreement, 4),
+        "slices": scan.slices,
+        "agreement": agreement,
         "expected": scan.label,
         "verdict": verdict,
     }

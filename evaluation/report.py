@@ -30,7 +30,7 @@ FEW_PATIENTS = 5  # fewer than these, and intervals over them say little
 def test_figures(
     predictions: Predictions, split: str, epoch: int, calibration: Calibration
 ) -> dict:
-    """What test_metrics.json holds; see `metrics.score`."""
+    """What test_metrics.json holds; see `metrics.score`. Of slices only if these are read."""
     labels = torch.from_numpy(predictions.labels)
     classes = predictions.classes
     return {
@@ -40,20 +40,19 @@ def test_figures(
         "patients_known": predictions.dataset.patients_known,
         "loss_before_calibration": F.cross_entropy(predictions.logits, labels).item(),
         "calibration": asdict(calibration),
-        "slices": score(predictions.of_slices(), classes),
-        "scans": score(predictions.of_scans(), classes),
+        **{f"{unit}s": score(of, classes) for unit, of in predictions.outcomes().items()},
     }
 
 
 def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
-    """Write the figures, the table of all slices and the pictures of a test."""
+    """Write the figures, the table of all samples and the pictures of a test."""
     from evaluation import plots  # matplotlib, which a run needs at its end only
 
-    classes = predictions.classes
+    classes, unit = predictions.classes, predictions.dataset.unit
     true = "side" if are_sides(classes) else "expected"  # `label` is what the model says
     rows = [
         {
-            "path": s.name,
+            **({"path": s.name} if unit == "slice" else {}),
             "scan": s.scan,
             "patient": s.patient,
             true: s.label,
@@ -64,11 +63,11 @@ def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
     ]
     write_csv(folder / "test_predictions.csv", rows)
     write_json(folder / "test_metrics.json", metrics)
-    outcomes = {"slice": predictions.of_slices(), "scan": predictions.of_scans()}
-    scored = {"slice": metrics["slices"], "scan": metrics["scans"]}
+    outcomes = predictions.outcomes()
+    scored = {unit: metrics[f"{unit}s"] for unit in outcomes}
     plots.draw_confusion_matrix(scored, classes, folder / "confusion_matrix.png")
     plots.draw_calibration(outcomes, scored, folder / "calibration.png")
-    if any(of["roc_auc"]["value"] is not None for of in metrics["slices"]["by_class"].values()):
+    if any(of["roc_auc"]["value"] is not None for of in metrics["scans"]["by_class"].values()):
         plots.draw_roc(outcomes, scored, classes, folder / "roc.png")
     else:
         (folder / "roc.png").unlink(missing_ok=True)  # of a test before the run went on
@@ -79,7 +78,7 @@ class LeastRight(NamedTuple):
     """What has the lowest probability of its true label, lowest first."""
 
     scans: list[Example]
-    slices: list[Example]
+    slices: list[Example] | None  # None where whole scans are read
 
 
 def least_right(predictions: Predictions) -> LeastRight:
@@ -95,10 +94,13 @@ def least_right(predictions: Predictions) -> LeastRight:
         examples = []
         for p_true, name, i, wrong in sorted(found)[:limit]:
             image = predictions.dataset.batch(torch.tensor([i]))[0, 0].numpy(force=True)
+            image = image if image.ndim == 2 else image[len(image) // 2]
             examples.append(Example(name, samples[i].label, p_true, image, bool(wrong)))
         return examples
 
     scans = [(x.name, x.members[len(x.members) // 2], x.probabilities) for x in predictions.scans]
+    if predictions.dataset.unit == "scan":
+        return LeastRight(worst(scans, EXAMPLES), None)
     slices = [
         (f"{s.scan} #{s.number}", i, predictions.probabilities[i]) for i, s in enumerate(samples)
     ]
@@ -113,16 +115,18 @@ def describe_test(metrics: dict) -> list[str]:
         lines.append("  (so few that the intervals say little)")
     if metrics["split"] == "scan":
         lines.append("  (not quite: with --split scan other scans of theirs were trained on)")
-    for unit in ("slices", "scans"):
+    units = [unit for unit in ("slices", "scans") if unit in metrics]
+    for unit in units:
         scored, text = metrics[unit], ", of one patient: no interval"
         if scored["interval_95"]:
             text = ", 95 % interval over patients {:.2%} to {:.2%}".format(*scored["interval_95"])
         count = counted(scored["count"], unit.removesuffix("s"))
         lines.append(f"  {scored['accuracy']:.2%} of {count} right{text}")
-    tested = zip(metrics["slices"]["by_class"], metrics["slices"]["confusion_matrix"], strict=True)
+    unit = units[0].removesuffix("s")
+    tested = zip(metrics["scans"]["by_class"], metrics["scans"]["confusion_matrix"], strict=True)
     if lacking := [name for name, row in tested if not any(row)]:
         lines.append(
-            f"  (no {' and no '.join(lacking)} slice was tested: that says nothing of how well "
+            f"  (no {' and no '.join(lacking)} {unit} was tested: that says nothing of how well "
             "classes are told apart, and ROC AUC and balanced accuracy are left out)"
         )
     return lines

@@ -8,6 +8,7 @@ and what is predicted are read alike. A checkpoint may come from anybody: all of
 """
 
 import argparse
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from pathlib import Path
 import torch
 
 from common.program import UserError, typed
-from dataset import options_of
-from perceiver import Perceiver, is_size, shown
+from perceiver import MOST, Perceiver, is_size, shown
+from scans.flags import options_of
 from scans.names import compile_pattern
+from scans.places import MIN_LENGTH
 from scans.searching import SlowPattern
 from scans.slices import DataError, Options
 from scans.volumes import PLANES
@@ -47,13 +49,32 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Perceiver:
             raise UserError(f"{path}: does not say the {name} that it was trained on")
     if len(known["classes"]) < 2:
         raise UserError(f"{path}: has one class, {known['classes'][0]}: nothing to tell apart")
-    if (config["input_channels"], config["input_axis"], len(known["image_size"])) != (1, 2, 2):
-        raise UserError(f"{path}: not a model of grey images of two axes, as slices are")
+    axes = config["input_axis"]
+    if config["input_channels"] != 1 or axes not in (2, 3) or len(known["image_size"]) != 2:
+        raise UserError(f"{path}: not a model of grey slices, or of scans of them")
     for name in KEPT:
         if known.get(name) is not None and not is_possible(name, known[name]):
             flag = name.replace("_", "-")
             raise UserError(f"{path}: keeps --{flag} {shown(known[name])}, which can't be")
+    if axes == 3:
+        length, towards = known.get("slices"), known.get("orientation", "")
+        whole = is_size(length) and length >= MIN_LENGTH
+        if not whole or math.prod(sample_size(model)) > MOST // model.token_dim:
+            raise UserError(f"{path}: scans of {shown(length)} slices, which can't be")
+        if not isinstance(towards, str) or not re.fullmatch("([LRPAIS]{3})?", towards):
+            raise UserError(f"{path}: keeps the orientation {shown(towards)}, which can't be")
     return model
+
+
+def scan_length(model: Perceiver) -> int | None:
+    """How many slices of a scan a model reads at once; None: it reads slices."""
+    return model.preprocessing["slices"] if model.config["input_axis"] == 3 else None
+
+
+def sample_size(model: Perceiver) -> tuple[int, ...]:
+    """(1, height, width) where a model reads slices, (1, length, height, width) of scans."""
+    length = scan_length(model)
+    return (1, *([length] if length else []), *model.preprocessing["image_size"])
 
 
 def is_possible(name: str, value: object) -> bool:

@@ -31,7 +31,7 @@ class Contradiction(DataError):
 
 @dataclass(frozen=True)
 class Options:
-    """How files are understood. Each is a flag of the programs: dataset.add_data_arguments."""
+    """How files are understood. Each is a flag of the programs: scans/flags.py."""
 
     name_pattern: str | None = None  # regular expression: groups patient, scan, label and slice
     plane: str = "stored"  # in which volumes are cut

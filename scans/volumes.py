@@ -59,12 +59,16 @@ def side_of_position(volume: Volume) -> str | None:
     None as well where the file has no real geometry: an origin of exactly 0, 0, 0, or a NRRD file
     without `space`.
     """
-    placed = "space" in volume.tags or not volume.path.lower().endswith((".nrrd", ".nhdr"))
-    if not (placed and any(volume.origin)):
+    if not (any(volume.origin) and has_space(volume)):
         return None
     extent = np.multiply(volume.spacing, np.subtract(volume.size, 1))
     x = volume.origin[0] + (volume.direction @ extent)[0] / 2
     return ("left" if x > 0 else "right") if abs(x) > MIDLINE else None
+
+
+def has_space(volume: Volume) -> bool:
+    """Whether its axes are said to be the patient's; of a NRRD file only where it has `space`."""
+    return "space" in volume.tags or not volume.path.lower().endswith((".nrrd", ".nhdr"))
 
 
 # ---- headers -------------------------------------------------------------------------------------
@@ -194,8 +198,7 @@ def plan_slicing(volume: Volume, options: Options = Options()) -> Volume:
     elif plane in PLANES and is_npy(volume.path):
         raise VolumeError(volume.path, "a .npy file has no directions: only --plane stored")
     elif plane in PLANES:
-        orient = simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines
-        code = orient(volume.direction.ravel().tolist())  # "PIR": i goes to posterior, ...
+        code = orientation_code(volume)
         axes = tuple(max(code.find(c), code.find(OPPOSITE[c])) for c in TOWARDS[plane])
         reverse = tuple(code[a] != c for a, c in zip(axes, TOWARDS[plane], strict=True))
     else:
@@ -213,6 +216,27 @@ def plan_slicing(volume: Volume, options: Options = Options()) -> Volume:
         raise VolumeError(volume.source, f"slices of {height} x {width} pixels are too large")
     slicing = Slicing(axes, reverse, min(count, options.slices), height, width)
     return replace(volume, slicing=slicing)
+
+
+def orientation(volume: Volume | None) -> str:
+    """Where slices, rows and columns go to, as "LIP": left, inferior, posterior.
+
+    "" of images, and of a volume that has no geometry: neither directions nor an origin.
+    """
+    if volume is None or is_npy(volume.path):
+        return ""
+    placed = any(volume.origin) or not np.array_equal(volume.direction, np.eye(3))
+    if not (placed and has_space(volume)):
+        return ""
+    code, slicing = orientation_code(volume), volume.slicing
+    axes = zip(slicing.axes, slicing.reverse, strict=True)
+    return "".join(OPPOSITE[code[a]] if reverse else code[a] for a, reverse in axes)
+
+
+def orientation_code(volume: Volume) -> str:
+    """Where the axes i, j, k go to, each to another: "PIR" is posterior, inferior, right."""
+    orient = simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+    return orient(volume.direction.ravel().tolist())
 
 
 def read_slices(volume: Volume) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import perceiver
 from perceiver import ReadTokens
+from scans.slices import Slicing, Volume
 
 LOCALE = locale.setlocale(locale.LC_ALL)  # that of the process, before any test
 # A model and a run that take seconds.
@@ -149,3 +150,14 @@ def phantoms(tmp_path_factory) -> Path:
         for i, image in enumerate(phantom.render_scan(scan, seed=0)[::5]):
             Image.fromarray(image).convert("RGB").save(folder / f"{name}_{i}.png", compress_level=1)
     return folder
+
+
+def volume_towards(towards: str, path: str = "a.nii") -> Volume:
+    """A header whose slices, rows and columns (axes k, j, i) go to these directions: "LIP"."""
+    direction = np.zeros((3, 3))
+    for axis, letter in zip((2, 1, 0), towards, strict=True):
+        place = "LPSRAI".index(letter)
+        direction[place % 3, axis] = 1 if place < 3 else -1
+    slicing = Slicing((2, 1, 0), (False,) * 3, 4, 8, 10)
+    about = (10, 8, 12), (1.0, 1.0, 3.0), (0.0, 0.0, 0.0), direction, 1, 16, frozenset(), {}
+    return Volume(path, (path,), *about, slicing=slicing)

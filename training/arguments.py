@@ -13,8 +13,9 @@ from common.program import (
     positive_float,
     positive_int,
 )
-from dataset import add_data_arguments
 from perceiver import MOST_SIZE, Perceiver, is_number, is_size
+from scans.flags import add_data_arguments
+from scans.places import MIN_LENGTH
 from scans.splits import HELD_OUT
 from training.saved import as_typed, own_run, resumed_args
 
@@ -40,6 +41,20 @@ DEMO = {
     "mirror_swap": True,
 }
 
+OF_SCANS = {"batch_size": 8, "query_scale": 6.0}  # what --input scan changes
+DEMO_OF_SCANS = {
+    "image_size": (19, 22),
+    "slices": 20,
+    "depth": 2,
+    "epochs": 150,
+    "batch_size": 16,
+    "lr_decay": 0.98,
+}
+
+QUERY_SCALE = (
+    "factor on the first weights of the queries: above 1 latents look at parts of the input from "
+    f"the start; with --input scan by default {OF_SCANS['query_scale']:g}"
+)
 TOKEN_FRACTION = "share of the tokens that a training step reads; evaluation reads all"
 
 # Arguments of Perceiver. The number of channels, axes and classes follow from the data, and slices
@@ -95,7 +110,8 @@ def dropout(text: str) -> float:
 
 def model_arguments(args: argparse.Namespace) -> dict:
     names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
-    return {name: getattr(args, name) for name in names}
+    axes = 3 if args.input == "scan" else 2
+    return {name: getattr(args, name) for name in names} | {"input_axis": axes}
 
 
 def make_parser() -> Parser:
@@ -108,20 +124,26 @@ def make_parser() -> Parser:
     add = data.add_mutually_exclusive_group().add_argument
     add("--data-dir", type=Path, metavar="DIR", help="folder of slices or volumes, or a manifest")
     add("--demo", action="store_true", help="synthetic knees (kept in phantoms/) and a small model")
+    whole = "what the model reads at once: a slice, or a whole scan of --slices slices"
+    data.add_argument("--input", choices=["slice", "scan"], default="slice", help=whole)
     add_data_arguments(data)
     add_model_arguments(parser.add_argument_group("model (arguments of perceiver.Perceiver)"))
 
     add = parser.add_argument_group("optimisation").add_argument
     switch, balanced = BooleanOptionalAction, ["none", "balanced"]
-    add("--epochs", type=positive_int, default=20, metavar="N", help="passes over the slices")
-    add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help="slices a step")
+    add("--epochs", type=positive_int, default=20, metavar="N", help="passes over the data")
+    a_step = f"slices a step; scans, by default {OF_SCANS['batch_size']}, with --input scan"
+    add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help=a_step)
     add("--grad-accumulation", type=positive_int, default=1, metavar="N", help="parts of a batch")
     add("--lr", type=positive_float, default=2e-4, metavar="X", help="Adam's learning rate")
     add("--lr-decay", type=positive_float, default=0.995, metavar="X", help="factor an epoch on it")
     add("--class-weights", choices=balanced, default="none", help="of the training loss")
+    add("--query-scale", type=positive_float, default=1.0, metavar="X", help=QUERY_SCALE)
     add("--token-fraction", type=fraction, default=1.0, metavar="X", help=TOKEN_FRACTION)
     add("--augment", action=switch, default=False, help="shift, turn, scale, brighten; add noise")
     add("--mirror-swap", action=switch, default=False, help="mirror half, and swap their sides")
+    axis = "what mirrors a scan: the order of its slices, or their columns (default: as data shows)"
+    add("--mirrored", choices=["slices", "columns"], help=axis)
 
     add = parser.add_argument_group("run").add_argument
     add("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
@@ -134,11 +156,12 @@ def make_parser() -> Parser:
         "--tensorboard", action="store_true", help="write scalars and pictures for TensorBoard, too"
     )
     add("--dry-run", action="store_true", help="read, split, report, take one step, stop")
-    demo = " ".join(
-        as_typed(parser, name, value) for name, value in DEMO.items() if name != "data_dir"
+    demo, of_scans = (
+        " ".join(as_typed(parser, name, value) for name, value in table.items())
+        for table in ({**DEMO, "data_dir": None}, DEMO_OF_SCANS)
     )
     parser.epilog = "A run folder that already holds a run is never overwritten. --demo has "
-    parser.epilog += f"defaults of its own: {demo}."
+    parser.epilog += f"defaults of its own: {demo.strip()}; and with --input scan: {of_scans}."
     return parser
 
 
@@ -146,9 +169,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line; --demo changes defaults, and named flags still win."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.demo:
-        parser.set_defaults(**DEMO)
-        args = parser.parse_args(argv)
+    changed = dict(DEMO) if args.demo else {}
+    if args.input == "scan":
+        changed |= OF_SCANS | (DEMO_OF_SCANS if args.demo else {})
+    parser.set_defaults(**changed)
+    args = parser.parse_args(argv)
     # torchrun --max-restarts starts the same command again.
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarts and not (args.output_dir or args.resume):
@@ -161,6 +186,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not (args.data_dir or args.demo):
         of_run = f"{args.resume / 'args.json'} names no data; say --data-dir" if args.resume else ""
         parser.error(of_run or "one of --data-dir, --demo and --resume is needed")
+    if args.mirrored and not (args.mirror_swap and args.input == "scan"):
+        parser.error("--mirrored says what --mirror-swap reverses with --input scan: add both")
+    if args.input == "scan" and args.slices < MIN_LENGTH:
+        parser.error(f"--slices {args.slices}: a whole scan has at least {MIN_LENGTH}")
     if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
         parser.error("--split-file says which scans are held out: leave out the fractions")
     fractions = [args.val_fraction, args.test_fraction]

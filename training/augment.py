@@ -1,4 +1,4 @@
-"""Random changes of training slices that never change a side without its label.
+"""Random changes of training samples that never change a side without its label.
 
     change = Augmentation(len(images), (1, 76, 86), device, seed=0, epoch=3)   # for each epoch
     pixels, sides = change(images[batch], labels[batch], batch)
@@ -19,53 +19,62 @@ SCALE = 0.10  # at most, as a share of the size
 GAIN, OFFSET = 0.15, 0.05  # of intensities, at most; the offset as a share of white
 NOISE = 0.03  # standard deviation at most, as a share of white
 NOISE_IMAGES = 64  # drawn for an epoch; each slice gets one of them, of its own strength
+MIRRORED = {"columns": -1, "slices": 2}  # what a mirror reverses, and that axis of a batch
 
 
 class Augmentation:
-    """What happens to each slice in one epoch.
+    """What happens to each sample in one epoch: all slices of a scan are changed alike.
 
-    It follows from seed, epoch and a slice's index alone: not from the batch that the slice is in,
-    nor from the device.
+    It follows from seed, epoch and a sample's index alone: not from the batch that the sample is
+    in, nor from the device.
     """
 
     def __init__(
         self,
         count: int,
-        size: tuple[int, int, int],
+        size: tuple[int, ...],
         device: torch.device,
         seed: int,
         epoch: int,
         change: bool = True,
         mirror_swap: bool = False,
+        mirrored: str | None = None,
     ):
-        """count: how many slices there are; size: their (channels, height, width)."""
+        """count: how many samples there are; size: their (channels, [slices,] height, width).
+
+        mirrored: what mirror_swap reverses, one of MIRRORED; of slices it is their columns.
+        """
         self.change, self.mirror_swap = change, mirror_swap
+        self.axis = MIRRORED[mirrored or "columns"]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         # Uniform in [-1, 1): shift down and right, rotation, scale, gain, offset, noise; mirror.
         self.draws = (torch.rand(count, 8, generator=generator) * 2 - 1).to(device)
-        self.noise = torch.randn(NOISE_IMAGES, 1, *size[1:], generator=generator).to(device)
+        self.noise = torch.randn(NOISE_IMAGES, *size[-2:], generator=generator).to(device)
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Change a batch, on its device.
 
         Args:
-            images: uint8 (batch, channels, height, width).
+            images: uint8 (batch, channels, [slices,] height, width).
             labels: (batch,), 0 left and 1 right.
-            indices: (batch,), which of all slices these are.
+            indices: (batch,), which of all samples these are.
 
         Returns:
             Pixels from 0 to 255 (float32 where changed), and the labels of what they now show.
         """
-        draws = self.draws[indices]
+        draws, shape = self.draws[indices], images.shape
         if self.change:
+            images = images.flatten(1, -3)  # (batch, channels * slices, height, width)
             gain, offset, noise = (draw[:, None, None, None] for draw in draws[:, 4:7].unbind(1))
-            noise = noise * self.noise[indices % NOISE_IMAGES]
+            each = indices[:, None] + torch.arange(images.shape[1], device=indices.device)
+            noise = noise * self.noise[each % NOISE_IMAGES]
             images = self.move(images.float(), draws[:, :4])
             images = images * (1 + GAIN * gain) + 255 * (OFFSET * offset + NOISE * noise)
-            images = images.clamp(0, 255)
+            images = images.clamp(0, 255).view(shape)
         if self.mirror_swap:
             mirrored = draws[:, 7] < 0
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            each = mirrored.view(-1, *[1] * (images.ndim - 1))
+            images = torch.where(each, images.flip(self.axis), images)
             labels = torch.where(mirrored, 1 - labels, labels)
         return images, labels
 

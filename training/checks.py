@@ -80,23 +80,26 @@ def check_classes(args: argparse.Namespace, classes: list[str]) -> None:
     check_preprocessing({"mean": 0.0, "std": 1.0, "classes": classes}, model)
 
 
-def check_image_size(args: argparse.Namespace, slices: int) -> None:
+def check_image_size(args: argparse.Namespace, samples: int) -> None:
     """Raise UserError if a batch of so many tokens has no room, or no checkpoint could hold it."""
     height, width = args.image_size
     size, tokens = f"--image-size {height} {width}", height * width
+    if args.input == "scan":
+        size, tokens = f"{size} --slices {args.slices}", tokens * args.slices
     with torch.device("meta"):
         width = Perceiver(**model_arguments(args)).token_dim
-    batch = min(slices, math.ceil(at_a_time(args) / processes()))
+    batch = min(samples, math.ceil(at_a_time(args) / processes()))
     read = max(1, int(batch * args.token_fraction))
     needed, there = 4 * read * tokens * width, memory_of(choose_device(args.device))
     if needed > there:
         raise UserError(
-            f"{size}: {tokens:,} tokens a slice, {counted(batch, 'slice')} at a time, take "
-            f"{needed / GB:,.0f} GB, and there are {there / GB:,.0f} GB: try a smaller size, or "
-            "more --grad-accumulation"
+            f"{size}: {tokens:,} tokens a {args.input}, {counted(batch, args.input)} at a time, "
+            f"take {needed / GB:,.0f} GB, and there are {there / GB:,.0f} GB: try a smaller size, "
+            "or more --grad-accumulation"
         )
     if tokens > MOST // width:  # no checkpoint of it could be read
-        raise UserError(f"{size}: {tokens:,} tokens a slice, expected at most {MOST // width:,}")
+        most = MOST // width
+        raise UserError(f"{size}: {tokens:,} tokens a {args.input}, expected at most {most:,}")
 
 
 def nearest_folder(flag: str, folder: Path) -> Path:

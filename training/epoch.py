@@ -35,7 +35,7 @@ class NonFiniteError(UserError):
 
     def __init__(self, message: str, batch: list[str] = ()):
         super().__init__(message)
-        self.batch = list(batch)  # names of its slices
+        self.batch = list(batch)  # names of its samples
         self.named_in: Path | None = None  # the file that holds them
         self.checkpoints: list[str] = []  # names of those that there are
 
@@ -56,7 +56,7 @@ class Progress:
 
     epoch: int = 1  # the one in training
     step: int = 0  # its steps that are done
-    loss_sum: float = 0.0  # over the slices of those steps
+    loss_sum: float = 0.0  # over the samples of those steps
     correct: float = 0.0
     seconds: float = 0.0
     best: float = math.inf  # lowest validation loss
@@ -102,7 +102,7 @@ def train_one_epoch(
         group["lr"] = learning_rate(args, progress.epoch)
     epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
     batches = shuffled_batches(dataset, args, epoch_seed)
-    size, changes = tuple(dataset.pixels.shape[1:]), (args.augment, args.mirror_swap)
+    size, changes = dataset.sample_size, (args.augment, args.mirror_swap, args.mirrored)
     change = Augmentation(len(dataset), size, device, args.seed, progress.epoch, *changes)
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
     sums = torch.zeros(2, device=device, dtype=torch.float64)
@@ -120,7 +120,7 @@ def train_one_epoch(
         torch.manual_seed((step_seed * 1_009 + rank()) % 2**63)
         optimizer.zero_grad()
         batch = batches[step]
-        # This process's share. A batch smaller than the processes leaves some a slice of weight 0.
+        # This process's share. A batch smaller than the processes leaves some one of weight 0.
         share = batch[rank() :: processes()]
         weight = processes() / len(batch) if len(share) else 0.0
         parts = (share if len(share) else batch[:1]).tensor_split(args.grad_accumulation)
@@ -196,7 +196,7 @@ def non_finite_gradient(
         f"the gradient became non-finite in epoch {progress.epoch}, step {step + 1}, at learning "
         f"rate {learning_rate(args, progress.epoch):g}"
     )
-    return NonFiniteError(message, [dataset.samples[i].name for i in batch.tolist()])
+    return NonFiniteError(message, [dataset.names[i] for i in batch.tolist()])
 
 
 def validate(

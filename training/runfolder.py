@@ -228,7 +228,7 @@ def describe_data(subsets: dict[str, Dataset]) -> dict:
     """What of the data a result depends on: how many slices, their pixels, labels and subsets."""
     samples, whole = 0, subsets["train"]
     for name, subset in subsets.items():
-        lines = (f"{name} {s.label} {s.scan} {s.number}\n" for s in subset.samples)
+        lines = (f"{name} {s.label} {s.scan} {s.number}\n" for s in subset.members)
         samples = zlib.crc32("".join(lines).encode(errors="surrogateescape"), samples)
     return {"slices": len(whole.slices), "crc32": whole.crc32, "samples": samples}
 

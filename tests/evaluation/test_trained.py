@@ -55,7 +55,7 @@ def test_predictions_that_are_not_finite_are_no_figures(finished_run, knees, tmp
     "values, told",
     [
         (dict(classes=["left"]), "classes are ['left'], expected 2 different names"),
-        (dict(image_size=[16, 16, 16]), "not a model of grey images of two axes"),
+        (dict(image_size=[16, 16, 16]), "not a model of grey slices, or of scans"),
         (dict(plane="up"), "keeps --plane 'up', which can't be"),
         (dict(slices=-1), "keeps --slices -1, which can't be"),
         (dict(slices=True), "keeps --slices True, which can't be"),

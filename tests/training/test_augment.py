@@ -93,3 +93,40 @@ def test_changes_are_small_and_pixels_stay_in_range():
     changed, _ = Augmentation(*OF, 0, 0)(images, LABELS, torch.arange(40))
     assert changed.min() >= 0 and changed.max() <= 255
     assert (changed - images).abs().mean() < 40
+
+
+def scans_of(images: torch.Tensor, count: int) -> torch.Tensor:
+    """(n, 1, height, width) -> (n / count, 1, count, height, width)."""
+    return images.view(-1, 1, count, *images.shape[2:])
+
+
+def test_all_slices_of_a_scan_are_changed_alike_but_for_their_noise(monkeypatch):
+    monkeypatch.setattr(augment, "NOISE", 0.0)
+    scans = wedges(LABELS[:8]).unsqueeze(2).expand(-1, -1, 5, -1, -1)
+    change = Augmentation(8, (1, 5, 24, 40), OF[2], 0, 0)
+    changed, labels = change(scans, LABELS[:8], torch.arange(8))
+    assert changed.shape == scans.shape and torch.equal(labels, LABELS[:8])
+    assert not torch.equal(changed, scans.float())
+    assert torch.equal(changed, changed[:, :, :1].expand_as(changed))
+    monkeypatch.undo()
+    noisy, _ = Augmentation(8, (1, 5, 24, 40), OF[2], 0, 0)(scans, LABELS[:8], torch.arange(8))
+    assert not torch.equal(noisy[:, :, 0], noisy[:, :, 1])
+
+
+def test_a_scan_of_one_slice_is_changed_as_that_slice():
+    images, everything = wedges(LABELS), torch.arange(40)
+    slices, _ = Augmentation(*OF, 0, 3)(images, LABELS, everything)
+    scans, _ = Augmentation(40, (1, 1, 24, 40), OF[2], 0, 3)(images[:, :, None], LABELS, everything)
+    assert torch.equal(scans[:, :, 0], slices)
+
+
+def test_mirrored_slices_are_in_the_reverse_order_with_the_other_label():
+    scans = scans_of(wedges(LABELS[:1]).expand(40, -1, -1, -1).clone(), 4)
+    scans += torch.arange(4, dtype=torch.uint8).view(1, 1, 4, 1, 1)
+    labels = LABELS[:10]
+    change = Augmentation(10, (1, 4, 24, 40), OF[2], 0, 0, False, True, "slices")
+    changed, swapped = change(scans, labels, torch.arange(10))
+    turned = swapped != labels
+    assert 0 < turned.sum() < 10
+    assert torch.equal(changed[turned], scans[turned].flip(2))
+    assert torch.equal(changed[~turned], scans[~turned])

@@ -98,6 +98,10 @@ def test_what_is_in_the_way_of_a_file_of_the_run_is_found_before_any_data_is_rea
         (["--image-size", "12000", "12000", "-b", "128"], "slices at a time, take"),
         (["--image-size", "65537", "1"], "--image-size 65537 1: expected at most 65,536 a side"),
         (["--image-size", "9000", "9000", "-b", "1"], "81,000,000 tokens a slice, expected at"),
+        (
+            "--image-size 5000 5000 --input scan --slices 20 -b 1".split(),
+            "--slices 20: 500,000,000 tokens a scan, expected at most",
+        ),
     ],
 )
 def test_an_image_size_that_has_no_room_is_refused_before_it_is_decoded(
@@ -106,7 +110,7 @@ def test_an_image_size_that_has_no_room_is_refused_before_it_is_decoded(
     monkeypatch.setattr(checks, "memory_of", lambda device: 200 * 10**9)
     output = ["--output-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
     said = refused(["--data-dir", knees, *TINY, *output, *flags], capsys)
-    assert f"--image-size {flags[1]} {flags[2]}: " in said and message in said
+    assert f"--image-size {flags[1]} {flags[2]}" in said and message in said
     assert not list(tmp_path.rglob("*.npy"))
 
 
