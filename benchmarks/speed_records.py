@@ -216,12 +216,12 @@ def short_table(results: dict) -> str:
     return "\n".join([*lines, "", f"Measured: {when}. {unmeasured(records)}"])
 
 
-def put_between_marks(page: str, path: Path, text: str) -> str:
+def put_between_marks(page: str, path: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with the text in place of what stands between the two marks."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise UserError(f"{path}: expected one line {BEGIN} and one line {END}; put them in")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise UserError(f"{path}: expected one line {begin} and one line {end}; put them in")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 def write_docs(results: dict, root: Path = ROOT) -> None:
