@@ -158,6 +158,7 @@ def image(kind: str) -> bytes:
         (b"", "it is empty, expected a manifest"),
         ("\ufeff\r\n ; ;\r\n".encode(), "it is empty, expected a manifest"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # archives hold the time
 )
 def test_what_is_no_table_is_refused_with_what_it_seems_to_be(tmp_path, content, message):
     with pytest.raises(UserError, match=rf"table\.csv: {message}") as error:
