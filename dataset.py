@@ -104,7 +104,7 @@ class Dataset:
         """The rows of the slices that each sample is, or that are in it."""
         places = self.rows[:, None] if self.unit == "slice" else self.rows
         ends = places[:, [0, -1]].long().tolist()
-        return [range(first, last + 1) for first, last in ends]
+        return [range(min(pair), max(pair) + 1) for pair in ends]
 
     @property
     def members(self) -> list[Slice]:

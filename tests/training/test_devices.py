@@ -27,6 +27,7 @@ ARGUMENTS = dict(
     grad_accumulation=2,
     augment=True,
     mirror_swap=True,
+    mirrored=None,
     token_fraction=1.0,
     amp=False,
     dry_run=False,
