@@ -6,8 +6,8 @@
     python benchmarks/evidence.py --write-docs         # what was measured, into docs/results.md
 
 Each run is a run folder below --folder, and a row of benchmarks/results/<experiment>.csv: settings,
-seed, what the test said, seconds, versions, processor, commit. A run whose row is there is not made
-again; one that was killed goes on. Everything is chosen on validation; the test is read once.
+seed, what the test said, seconds, versions, processor. A run whose row is there is not made again;
+one that was killed goes on. Checkpoint and calibration of a run are chosen on validation.
 
 Exit codes: 0 done, 1 a run failed, 2 bad arguments.
 """
@@ -17,8 +17,8 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 import zlib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ def train(run: Run, data: Path, folder: Path) -> dict:
     if "scan" in run.flags:
         row |= without_order(folder, data)
     return row | {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "torch": about["versions"]["torch"],
         "threads": about["threads"],
         "processor": processor(),
