@@ -47,7 +47,7 @@ from common.program import (
     run_program,
     typed,
 )
-from scans import copies, splits
+from scans import copies, split_tables, splits
 from scans.cache import Decoded, open_pixels
 from scans.cleaning import clean_cache, describe_cleaned
 from scans.flags import NAMING, add_data_arguments, options_of
@@ -74,6 +74,7 @@ class Dataset:
     note: str = ""  # why the pixels are in memory and not in the cache
     depths: dict[int, int] = field(default_factory=dict)  # bits of 16-bit images -> scans
     patients_known: str = ""  # how they are known, such as: told by DICOM
+    left_out: frozenset[str] = frozenset()  # scans that a split file puts into no subset
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -196,12 +197,13 @@ def split(
     seed: int = 0,
     split_file: str | Path | None = None,
     pairs: copies.Pairs = (),
+    fold: int | None = None,
 ) -> dict[str, Dataset]:
     """Put whole patients (or with by="scan", whole scans) into train, val and test.
 
-    split_file is a CSV that says it; pairs are copies of images (see scans.copies), whose patients
-    are kept together. Slices that are exactly in an earlier scan of their patient are in no subset,
-    so that each image counts once; by="scan" leaves all in.
+    split_file is a CSV that says it, or says folds, of which `fold` is tested; patients with copies
+    of an image (pairs, see scans.copies) are kept together. Slices that are exactly in an earlier
+    scan of their patient are in no subset: each image counts once; by="scan" leaves all in.
 
     Raises:
         DataError: also if a patient or an image is in two subsets, which by="scan" allows, and if
@@ -210,7 +212,11 @@ def split(
     check_classes_present(dataset.slices, dataset.classes)
     scans = by_scan(dataset.slices)
     if split_file:
-        subset_of = splits.read_split(split_file, scans)
+        subset_of = split_tables.read_split(split_file, scans, fold)
+        left_out = frozenset(scan for scan, of in subset_of.items() if of == splits.NONE)
+        dataset = replace(dataset, left_out=left_out)
+    elif fold is not None:
+        raise DataError(f"--fold {fold}: of which table of folds? name it as --split-file")
     elif by == "scan":
         subset_of = splits.split_by_scan(scans, val_fraction, test_fraction)
     else:
@@ -225,13 +231,10 @@ def split(
         # A scan counts with all of its slices, unless each of them is in an earlier one.
         counts = [any(i not in repeated for i in rows) for rows in dataset.rows_of_each]
         dataset = dataset.subset(dataset.rows[torch.tensor(counts)])
-    subset_of_sample = [subset_of[s.scan] for s in dataset.samples]
-    subsets = {
-        name: dataset.subset(
-            dataset.rows[[i for i, of in enumerate(subset_of_sample) if of == name]]
-        )
-        for name in splits.SUBSETS
-    }
+    subsets = {}
+    for name in splits.SUBSETS:
+        members = [i for i, s in enumerate(dataset.samples) if subset_of[s.scan] == name]
+        subsets[name] = dataset.subset(dataset.rows[members])
     if lacking := subsets["train"].lacking:
         advice = "more patients, smaller fractions for val and test, another seed or a split file"
         advice = f"correct {split_file}" if split_file else f"it takes {advice}"
@@ -245,19 +248,23 @@ def split_as_told(
     """`split` by the flags of `add_data_arguments`, or by another split file, such as a run's."""
     by = "scan" if args.split == "scan" and not args.split_file else "patient"
     fractions = args.val_fraction, args.test_fraction
-    return split(dataset, by, *fractions, args.seed, split_file or args.split_file, pairs)
+    table, fold = (split_file, None) if split_file else (args.split_file, args.fold)
+    return split(dataset, by, *fractions, args.seed, table, pairs, fold)
 
 
 def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:
     """Scan name -> subset, of what `split` gives.
 
-    A scan none of whose slices count, as all are copies, is where its patient is.
+    A scan whose slices are all copies is where its patient is; one that a split file leaves out is
+    in `splits.NONE`.
     """
     samples = [(s, name) for name, subset in subsets.items() for s in subset.samples]
     of_patient = {s.patient: name for s, name in samples}
-    slices = next(iter(subsets.values())).slices
-    found = {s.scan: of_patient[s.patient] for s in slices if s.patient in of_patient}
-    return found | {s.scan: name for s, name in samples}
+    whole = subsets["train"]
+    found = {s.scan: of_patient[s.patient] for s in whole.slices if s.patient in of_patient}
+    return (
+        found | {s.scan: name for s, name in samples} | dict.fromkeys(whole.left_out, splits.NONE)
+    )
 
 
 def describe_counts(listing: Listing) -> str:
@@ -271,14 +278,15 @@ def describe_counts(listing: Listing) -> str:
 
 def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]:
     """A table of what `split` gives, and before it how many slices of the dataset do not count."""
+    lines, left_out = [], subsets["train"].left_out
+    if left_out:
+        lines.append(f"note: {counted(len(left_out), 'scan')} in no subset, as the split file says")
+    counting = sum(s.scan not in left_out for s in dataset.samples)
+    if repeated := counting - sum(map(len, subsets.values())):
+        where = "exactly in an earlier scan of their patient, left out: each image counts once"
+        lines.append(f"note: {counted(repeated, dataset.unit)} {where}")
     scans = by_scan(s for subset in subsets.values() for s in subset.members)
-    lines = splits.describe_split(scans, subset_of_scans(subsets), dataset.classes)
-    if repeated := len(dataset) - sum(map(len, subsets.values())):
-        lines.insert(
-            0,
-            f"note: {counted(repeated, dataset.unit)} exactly in an earlier scan of their patient, "
-            "left out: each image counts once",
-        )
+    lines += splits.describe_split(scans, subset_of_scans(subsets), dataset.classes)
     if dataset.patients_known:
         lines.append(f"patients are {dataset.patients_known}")
     lacking = {name: subset.lacking for name, subset in subsets.items()}
@@ -417,7 +425,7 @@ def keep_split(args: argparse.Namespace) -> int:
     scans = by_scan(listing.slices)
     subset_of, note = splits.split_by_folder(scans, args.data_dir, args.seed)
     splits.check_patients(scans, subset_of)
-    splits.write_split(args.write_split, scans, subset_of)
+    split_tables.write_split(args.write_split, scans, subset_of)
     for line in [*map(str, listing.problems), note]:
         if line:
             print_lines(f"note: {line}")

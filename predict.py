@@ -43,7 +43,6 @@ from common.program import (
     Parser,
     UserError,
     check_matplotlib,
-    counted,
     positive_int,
     print_lines,
     printable,
@@ -58,7 +57,7 @@ from evaluation.answers import (
     predict_in_chunks,
     samples_at_a_time,
 )
-from evaluation.predictions import shown_class
+from evaluation.audit import VERDICTS, describe_scan, worst_first
 from evaluation.trained import (
     describe_kept,
     naming_checkpoint,
@@ -76,7 +75,6 @@ from scans.places import describe_lengths
 from scans.series import check_one_sequence
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
-VERDICTS = ("ok", "mismatch", "unsure", "unknown")
 COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
 MOST_PROBLEMS = 5  # lines of what can't be read; predictions.csv has them all
 
@@ -234,17 +232,6 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
-    """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
-
-    def confidence(row: dict) -> float:
-        return max(row[f"p_{name}"] for name in classes)
-
-    mismatches = [row for row in rows if row["verdict"] == "mismatch"]
-    unsure = [row for row in rows if row["verdict"] == "unsure"]
-    return sorted(mismatches, key=confidence, reverse=True) + sorted(unsure, key=confidence)
-
-
 # ---- lines ---------------------------------------------------------------------------------------
 
 
@@ -276,20 +263,8 @@ class ScanLines:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def line(self, row: dict) -> str:
-        verdict = row["verdict"]
-        if sys.stdout.isatty() and verdict in COLOURS:
-            verdict = f"\033[{COLOURS[verdict]}m{verdict}\033[0m"
-        expected = f", expected {printable(row['expected'])}" if row["expected"] else ""
-        slices = counted(row["slices"], "slice")
-        if row["agreement"] is not None:
-            slices += f" ({row['agreement']:.0%} agree)"
-        shown = f"p_{shown_class(row['label'], self.classes)}"
-        return (
-            f"{printable(row['scan']):<{self.width}}  "
-            f"{printable(row['label']):<{max(5, *map(len, self.classes))}}  "
-            f"{printable(shown)} {row[shown]:.3f}  "
-            f"{slices}  {verdict}{expected}"
-        )
+        colour = COLOURS.get(row["verdict"], "") if sys.stdout.isatty() else ""
+        return describe_scan(row, self.classes, self.width, colour)
 
 
 def describe_remarks(listing: Listing, done: list[Answers], length: int | None) -> list[str]:

@@ -4,6 +4,7 @@
     python train.py --data-dir AKOA_Analysis          # the experiment
     python train.py --data-dir AKOA_Analysis --split scan --dry-run
     python train.py --data-dir grades.csv --classes 0 1 2 3 4
+    python train.py --data-dir AKOA_Analysis --folds 5          # each patient is tested once
     python train.py --resume runs/my-run              # goes on as if it had never stopped
     torchrun --nproc-per-node 4 train.py --data-dir AKOA_Analysis --output-dir runs/my-run
 
@@ -30,6 +31,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -61,7 +63,7 @@ from evaluation.predictions import predict
 from evaluation.report import describe_test, test_figures, write_report
 from evaluation.trained import kept_of
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
-from scans import copies, phantom, splits
+from scans import copies, phantom, split_tables, splits
 from scans.flags import options_of
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
@@ -69,7 +71,7 @@ from scans.listing import is_manifest
 from scans.names import are_sides
 from scans.places import describe_lengths, orientation_of_all
 from scans.slices import DataError, by_scan
-from training import runfolder
+from training import folds, runfolder
 from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
 from training.checks import check_arguments, check_classes, check_image_size
 from training.epoch import (
@@ -87,11 +89,16 @@ from training.saved import plain, result_arguments
 from training.tensorboard import TensorBoard
 
 
-def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[str, Dataset]:
-    """Find, decode, check and split all slices. Says what was found and how it was split.
+class Data(NamedTuple):
+    dataset: Dataset  # of all slices, or of all whole scans
+    pairs: copies.Pairs  # images that are in it twice
+
+
+def read_data(args: argparse.Namespace, classes: list[str] | None) -> Data:
+    """Find, decode and check all slices. Says what was found.
 
     Raises:
-        DataError: unusable data, unreadable files (all are named), or a leak between subsets.
+        DataError: unusable data, or unreadable files (all are named).
     """
     if args.resume and not args.data_dir.exists():
         raise DataError(
@@ -120,13 +127,22 @@ def read_subsets(args: argparse.Namespace, classes: list[str] | None) -> dict[st
     for line in [dataset.note, describe_depths(dataset.depths), *found]:
         if line:
             say(f"note: {line}")
-
     note = splits.note_on_folders(scans, args.data_dir)
     if note and not (args.split_file or args.resume):
         say(f"note: {note}")
+    return Data(dataset, pairs)
+
+
+def read_subsets(args: argparse.Namespace, data: Data) -> dict[str, Dataset]:
+    """Split as flags, a table or the resumed run say. Says how it was split.
+
+    Raises:
+        DataError: a split that is impossible, or a leak between subsets.
+    """
     resumed = args.resume / "split.csv" if args.resume else None
-    subsets = split_as_told(dataset, args, pairs, resumed)
-    say(*describe_subsets(dataset, subsets))
+    subsets = split_as_told(data.dataset, args, data.pairs, resumed)
+    say(*describe_subsets(data.dataset, subsets))
+    scans = by_scan(data.dataset.slices)
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
         found = counted(len(leaks), "patient")
         say(f"warning: {found} in more than one subset (--split scan): the accuracy is too good")
@@ -175,37 +191,55 @@ def test_best(run: Run, subsets: dict[str, Dataset], args: argparse.Namespace) -
     predictions = predict(model, subsets["test"], at_a_time(args), args.amp)
     epoch = len(read_checkpoint(path)["progress"]["rows"])
     by = "file" if args.split_file else args.split
-    metrics = test_figures(predictions, by, epoch, calibration)
+    metrics = test_figures(predictions, by, epoch, len(run.progress.rows), calibration)
     if rank() == 0:
         write_report(run.folder, predictions, metrics)
     return metrics
 
 
 def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
-    """Read, split, train, test. Returns the exit code."""
+    """Train and test once, or once for each fold. Returns the exit code."""
     device = join_processes(choose_device(args.device))
     args.amp = device.type == "cuda" if args.amp is None else args.amp
     folder = args.output_dir = runfolder.choose_folder(args)
     if args.resume:
-        runfolder.set_hint(folder)
+        runfolder.set_hint(args)
     check_arguments(args)
+    with first_process_first():
+        if args.demo and not args.data_dir.exists():
+            say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
+            phantom.write_phantoms(args.data_dir, patients=DEMO_PATIENTS)
+    if args.folds:
+        data = read_data(args, args.classes)
+        args.classes = data.dataset.classes
+        train_fold = partial(train_and_test, device=device, data=data)
+        return folds.cross_validate(args, *data, train_fold)
+    if tested := train_and_test(args, device, cleanup):
+        say(f"run folder: {folder}")
+        say(f"next: {predict_command(folder / 'best.pt', tested, args)}")
+    return 0
+
+
+def train_and_test(
+    args: argparse.Namespace, device: torch.device, cleanup: ExitStack, data: Data | None = None
+) -> Dataset | None:
+    """Split, train, test the best checkpoint. Returns what was tested; None after a dry run.
+
+    data: what was read already. cleanup: until when the run folder is locked.
+    """
+    folder = args.output_dir
     board = TensorBoard(folder) if args.tensorboard and rank() == 0 else None
     resumed = runfolder.read_resumed(folder, result_arguments(args)) if args.resume else None
     if resumed and args.epochs < (done := resumed.progress.epoch - 1):
         raise UserError(f"--epochs {args.epochs}: the run has done {done} already")
 
-    with first_process_first():
-        if args.demo and not args.data_dir.exists():
-            say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")
-            phantom.write_phantoms(args.data_dir, patients=DEMO_PATIENTS)
-    subsets = read_subsets(
-        args, resumed.model.preprocessing["classes"] if resumed else args.classes
-    )
+    classes = resumed.model.preprocessing["classes"] if resumed else args.classes
+    subsets = read_subsets(args, data or read_data(args, classes))
     train = subsets["train"]
     args.classes = train.classes
-    data = runfolder.describe_data(subsets)
+    about = runfolder.describe_data(subsets)
     if resumed:
-        say(runfolder.check_same_data(folder, resumed.data, data))
+        say(runfolder.check_same_data(folder, resumed.data, about))
 
     model = (resumed.model if resumed else new_model(args, train)).to(device)
     if device.type == "cpu":
@@ -216,7 +250,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         train = subsets["train"]
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
-    made_with = {"arguments": result_arguments(args), "data": data}
+    made_with = {"arguments": result_arguments(args), "data": about}
     current = Run(folder, model, optimizer, made_with, resumed)
     if args.compile:
         for block in model.blocks:  # reading tokens is a few large kernels already
@@ -233,7 +267,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
         epoch()
         loss = current.progress.loss_sum / min(args.batch_size, len(train))
         say(f"dry run: one step, loss {loss:.4f}; no run folder made")
-        return 0
+        return None
     if rank() == 0:
         start_folder(current, args, subsets, cleanup)
     if resumed:
@@ -256,9 +290,7 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     if board:
         board.add_pictures(folder, metrics["epoch"])
     say(*describe_test(metrics))
-    say(f"run folder: {folder}")
-    say(f"next: {predict_command(folder / 'best.pt', subsets['test'], args)}")
-    return 0
+    return subsets["test"]
 
 
 def start_folder(
@@ -275,9 +307,10 @@ def start_folder(
     runfolder.record_start(run.folder, arguments, run.model, run.made_with["data"])
     if not args.resume:
         scans = by_scan(subsets["train"].slices)
-        splits.write_split(run.folder / "split.csv", scans, subset_of_scans(subsets))
+        split_tables.write_split(run.folder / "split.csv", scans, subset_of_scans(subsets))
         run.save("last.pt")
-        runfolder.set_hint(run.folder)  # from here on the run can be resumed
+        if not signals.hint():  # of a fold, how to go on with all of them
+            runfolder.set_hint(args)  # from here on the run can be resumed
 
 
 # ---- lines for a person --------------------------------------------------------------------------
@@ -336,10 +369,11 @@ def run_and_explain(args: argparse.Namespace, cleanup: ExitStack) -> int:
     try:
         return run(args, cleanup)
     except Stopped as stopped:
-        say(f"stopped and saved; go on with: {runfolder.resume_command(args.output_dir)}")
+        say(f"stopped and saved; go on with: {runfolder.resume_command(args)}")
         return 128 + stopped.args[0]
     except NonFiniteError as error:
-        runfolder.name_failed_batch(args.output_dir, error)
+        if not args.folds:
+            runfolder.name_failed_batch(args.output_dir, error)
         raise
     except torch.cuda.OutOfMemoryError as error:
         more = 2 * args.grad_accumulation

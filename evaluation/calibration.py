@@ -39,8 +39,10 @@ def calibrate(predictions) -> Calibration:
     return Calibration(temperature, fit_threshold(calibrated, labels, ERROR_RATE), ERROR_RATE)
 
 
-def probabilities(logits: Tensor, temperature: float) -> np.ndarray:
+def probabilities(logits: Tensor, temperature: float | Tensor) -> np.ndarray:
     """softmax(logits / temperature) in double precision: (n, classes) -> (n, classes).
+
+    temperature: of all, or (n, 1).
 
     Of two classes, the first column is exactly 1 - the second one, so that nothing depends on which
     of the two is looked at.

@@ -50,44 +50,6 @@ def put_legend_below(axes: Axes, size: float) -> None:
         text.set_parse_math(False)
 
 
-# ---- training ------------------------------------------------------------------------------------
-
-
-def draw_curves(rows: list[dict], path: Path) -> None:
-    """Loss and accuracy by epoch, training and validation; the epoch that was kept is marked.
-
-    rows: those of metrics.csv, with numbers for values.
-    """
-    figure, panels = make_panels(2, 5, 4.3)
-    epochs = [row["epoch"] for row in rows]
-    best = min(rows, key=lambda row: row["val_loss"])
-    dots = "o-" if len(rows) <= MOST_DOTS else "-"
-    for axes, quantity in zip(panels, ("loss", "accuracy"), strict=True):
-        drawn = []
-        for subset, name, colour, width in [
-            ("train", "training", TRAIN_COLOUR, 2.5),  # seen behind the other, where they are equal
-            ("val", "validation", VAL_COLOUR, 1.2),
-        ]:
-            values = [row[f"{subset}_{quantity}"] for row in rows]
-            size = width + 3
-            axes.plot(epochs, values, dots, color=colour, label=name, lw=width, markersize=size)
-            drawn += values
-        axes.axvline(best["epoch"], color="0.6", linestyle=":", label="kept (lowest val loss)")
-        axes.set(xlabel="epoch", title=quantity.capitalize())
-        # The frame cuts no dot, and an axis of one epoch has a tick at it and at no part of it.
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + max(0.5, 0.02 * len(epochs)))
-        whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-        axes.xaxis.set_major_locator(whole)
-        low, high = (0, max(drawn) or 1) if quantity == "loss" else (min(0.98, *drawn), 1)
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel="cross-entropy")
-    panels[1].set(ylabel="share that is right")
-    panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    save(figure, path)
-
-
 # ---- the test ------------------------------------------------------------------------------------
 
 

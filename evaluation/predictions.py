@@ -49,7 +49,7 @@ class Predictions:
 
     dataset: Dataset
     logits: Tensor  # (samples, classes) float32 on the CPU, before calibration
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0  # or (samples, 1), where models differ
 
     @property
     def classes(self) -> list[str]:

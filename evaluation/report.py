@@ -15,27 +15,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.csv_tables import write_csv
-from common.files import write_json
-from common.program import counted
+from common.csv_tables import read_csv, write_csv
+from common.files import read_json, write_json
+from common.program import UserError, counted
+from dataset import Dataset
 from evaluation.calibration import Calibration
 from evaluation.metrics import score
 from evaluation.predictions import Example, Predictions, probability_columns
 from scans.names import are_sides
 
 EXAMPLES = 8  # scans in errors.png, and three times as many slices
+TABLE, FIGURES = "test_predictions.csv", "test_metrics.json"
 FEW_PATIENTS = 5  # fewer than these, and intervals over them say little
 
 
 def test_figures(
-    predictions: Predictions, split: str, epoch: int, calibration: Calibration
+    predictions: Predictions, split: str, epoch: int, epochs: int, calibration: Calibration
 ) -> dict:
-    """What test_metrics.json holds; see `metrics.score`. Of slices only if these are read."""
+    """What test_metrics.json holds; see `metrics.score`. Of slices only if these are read.
+
+    epoch: the best one, which is tested; epochs: so many were trained.
+    """
     labels = torch.from_numpy(predictions.labels)
     classes = predictions.classes
     return {
         "split": split,
         "epoch": epoch,
+        "epochs": epochs,
         "patients": len(set(predictions.patients)),
         "patients_known": predictions.dataset.patients_known,
         "loss_before_calibration": F.cross_entropy(predictions.logits, labels).item(),
@@ -45,12 +51,18 @@ def test_figures(
 
 
 def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
-    """Write the figures, the table of all samples and the pictures of a test."""
-    from evaluation import plots  # matplotlib, which a run needs at its end only
+    """Write the table of all samples, the pictures and, last, the figures of a test."""
+    write_csv(folder / TABLE, rows_of(predictions))
+    draw_test(folder, predictions, metrics)
+    write_json(folder / FIGURES, metrics)
 
+
+def rows_of(predictions: Predictions) -> list[dict]:
+    """Of each sample: what it is, what the model says, and the logits that it says it with."""
     classes, unit = predictions.classes, predictions.dataset.unit
     true = "side" if are_sides(classes) else "expected"  # `label` is what the model says
-    rows = [
+    found = zip(predictions.samples, predictions.probabilities, predictions.logits, strict=True)
+    return [
         {
             **({"path": s.name} if unit == "slice" else {}),
             "scan": s.scan,
@@ -58,12 +70,38 @@ def write_report(folder: Path, predictions: Predictions, metrics: dict) -> None:
             true: s.label,
             "label": classes[p.argmax()],
             **probability_columns(p, classes),
+            # Nine digits are all that float32 has: read back, they are the same.
+            **{f"logit_{name}": float(f"{x:.9g}") for name, x in zip(classes, logits, strict=True)},
         }
-        for s, p in zip(predictions.samples, predictions.probabilities, strict=True)
+        for s, p, logits in found
     ]
-    write_csv(folder / "test_predictions.csv", rows)
-    write_json(folder / "test_metrics.json", metrics)
-    outcomes = predictions.outcomes()
+
+
+def read_tested(folder: Path, tested: Dataset) -> Predictions:
+    """What `write_report` wrote of these samples.
+
+    Raises UserError for a table of other samples, or what is no such table.
+    """
+    path = folder / TABLE
+    table, metrics = read_csv(path, "table of predictions"), read_json(folder / FIGURES, "test")
+    try:
+        logits = [
+            [float(row.cells[f"logit_{name}"]) for name in tested.classes] for row in table.rows
+        ]
+        scans = [row.cells["scan"] for row in table.rows]
+        temperature = float(metrics["calibration"]["temperature"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not what a run writes after its test ({error})") from error
+    if scans != [s.scan for s in tested.samples]:
+        raise UserError(f"{path}: of other {tested.unit}s than the data's; test the run again")
+    return Predictions(tested, torch.tensor(logits).reshape(len(scans), -1), temperature)
+
+
+def draw_test(folder: Path, predictions: Predictions, metrics: dict) -> None:
+    """Confusion matrix, calibration, ROC and errors. metrics: slices and scans as `score` gives."""
+    from evaluation import plots  # matplotlib, which a run needs at its end only
+
+    classes, outcomes = predictions.classes, predictions.outcomes()
     scored = {unit: metrics[f"{unit}s"] for unit in outcomes}
     plots.draw_confusion_matrix(scored, classes, folder / "confusion_matrix.png")
     plots.draw_calibration(outcomes, scored, folder / "calibration.png")
@@ -115,13 +153,8 @@ def describe_test(metrics: dict) -> list[str]:
         lines.append("  (so few that the intervals say little)")
     if metrics["split"] == "scan":
         lines.append("  (not quite: with --split scan other scans of theirs were trained on)")
-    units = [unit for unit in ("slices", "scans") if unit in metrics]
-    for unit in units:
-        scored, text = metrics[unit], ", of one patient: no interval"
-        if scored["interval_95"]:
-            text = ", 95 % interval over patients {:.2%} to {:.2%}".format(*scored["interval_95"])
-        count = counted(scored["count"], unit.removesuffix("s"))
-        lines.append(f"  {scored['accuracy']:.2%} of {count} right{text}")
+    units = units_of(metrics)
+    lines += [f"  {describe_accuracy(metrics, unit)}" for unit in units]
     unit = units[0].removesuffix("s")
     tested = zip(metrics["scans"]["by_class"], metrics["scans"]["confusion_matrix"], strict=True)
     if lacking := [name for name, row in tested if not any(row)]:
@@ -130,3 +163,15 @@ def describe_test(metrics: dict) -> list[str]:
             "classes are told apart, and ROC AUC and balanced accuracy are left out)"
         )
     return lines
+
+
+def units_of(metrics: dict) -> list[str]:
+    return [unit for unit in ("slices", "scans") if unit in metrics]
+
+
+def describe_accuracy(metrics: dict, unit: str) -> str:
+    scored, text = metrics[unit], ", of one patient: no interval"
+    if scored["interval_95"]:
+        text = ", 95 % interval over patients {:.2%} to {:.2%}".format(*scored["interval_95"])
+    count = counted(scored["count"], unit.removesuffix("s"))
+    return f"{scored['accuracy']:.2%} of {count} right{text}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from common.files import abridged, read_json, write_json
 from common.program import UserError, counted
 from scans.slices import DataError, Slice
+from scans.splits import NONE
 
 SIZE = 24  # images are compared as 24 x 24 grey levels
 CORRELATION = 0.998  # above that, and ...
@@ -286,7 +287,11 @@ def describe_count(pixels: Tensor, pairs: Pairs) -> str:
 
 def check_copies(slices: list[Slice], pairs: Pairs, subset_of: dict[str, str]) -> None:
     """Raise DataError with the names if an image is in two subsets."""
-    leaks = [(a, b) for a, b in pairs if subset_of[slices[a].scan] != subset_of[slices[b].scan]]
+    leaks = []
+    for a, b in pairs:
+        first, second = subset_of[slices[a].scan], subset_of[slices[b].scan]
+        if first != second and NONE not in (first, second):
+            leaks.append((a, b))
     if leaks:
         named = [
             f"{slices[a].name} ({subset_of[slices[a].scan]}) = "

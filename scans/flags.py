@@ -25,6 +25,7 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add_naming_arguments(group)
     add("--split", choices=["patient", "scan"], default="patient", help="what stays whole")
     add("--split-file", type=Path, metavar="CSV", help="or as this table says: subset, scan")
+    add("--fold", type=positive_int, metavar="N", help="of a table of folds (fold, scan): the test")
     add("--val-fraction", type=part, metavar="X", help="held out for validation (default: 0.125)")
     add("--test-fraction", type=part, metavar="X", help="held out for the test (default: 0.125)")
     add("--image-size", type=positive_int, nargs=2, metavar=("H", "W"), default=(76, 86), help=size)

@@ -1,7 +1,7 @@
 """Scans -> subsets: train, val and test, with whole patients in each.
 
     subset_of = split_by_patient(scans)              # scan name -> "train", "val" or "test"
-    subset_of = read_split("split.csv", scans)       # one that somebody made
+    fold_of = folds_by_patient(scans, 5)             # scan name -> 1 to 5, for cross-validation
     check_patients(scans, subset_of)                 # raises DataError with the names
 
 Slices of a scan, scans of a knee and both knees of a patient look alike, so an accuracy is only
@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.csv_tables import read_csv, write_csv
 from common.program import counted
 from scans.slices import DataError, Slice
 
 Scans = dict[str, list[Slice]]  # scan name -> its slices, as slices.by_scan gives them
 
 SUBSETS = ("train", "val", "test")
+NONE = "none"  # in a split file: a scan that is in no subset
 SUBSET_FOLDERS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SUBSET_FOLDERS |= dict.fromkeys(["val", "valid", "validation", "dev"], "val")
 
@@ -54,6 +54,26 @@ def split_by_patient(
         DataError: fewer than three patients, or fractions that leave a subset empty.
     """
     check_fractions(val_fraction, test_fraction)
+    shares = [1 - val_fraction - test_fraction, val_fraction, test_fraction]
+    number_of = assign_patients(scans, shares, seed, together)
+    return {scan: SUBSETS[number] for scan, number in number_of.items()}
+
+
+def folds_by_patient(
+    scans: Scans, count: int, seed: int = 0, together: Sequence[set[str]] = ()
+) -> dict[str, int]:
+    """Put whole patients into folds 1 to `count`, as like each other as `split_by_patient` can.
+
+    Raises DataError for fewer patients than folds.
+    """
+    number_of = assign_patients(scans, [1 / count] * count, seed, together)
+    return {scan: 1 + number for scan, number in number_of.items()}
+
+
+def assign_patients(
+    scans: Scans, shares: Sequence[float], seed: int, together: Sequence[set[str]]
+) -> dict[str, int]:
+    """Scan name -> the number of the part, of these shares, that its patient is put into."""
     group_of = {patient: min(group) for group in together for patient in group}
     labels = labels_of(scans)
     # Patient, or the first of a group -> slices of each class.
@@ -61,16 +81,20 @@ def split_by_patient(
     for slices in scans.values():
         patient = group_of.get(slices[0].patient, slices[0].patient)
         sizes[patient][labels.index(slices[0].label)] += len(slices)
-    if len(sizes) < len(SUBSETS):
+    if len(sizes) < len(shares):
+        parts = "train, val and test" if len(shares) == 3 else f"{len(shares)} folds"
         raise DataError(
-            f"{counted(len(sizes), 'patient')} ({', '.join(sorted(sizes))}) can't fill train, val "
-            "and test; at least three are needed (--name-pattern says where names tell the patient"
+            f"{counted(len(sizes), 'patient')} ({', '.join(sorted(sizes))}) can't fill {parts}; "
+            f"at least {len(shares)} are needed (--name-pattern says where names tell the patient"
             f"{'; patients that share images count as one' if together else ''})"
         )
-    fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
-    target = fractions[:, None] * np.sum(list(sizes.values()), axis=0)  # (subsets, classes)
+    target = np.array(shares)[:, None] * np.sum(list(sizes.values()), axis=0)  # (parts, classes)
     unit = gcd(*(n for pair in sizes.values() for n in pair))
-    unavoidable = (np.abs(target / unit - np.round(target / unit)) * unit) ** 2
+    # Of each class the parts get whole units: the largest fractions are rounded up.
+    down = np.sort(target / unit % 1, axis=0)
+    ups = len(shares) - np.round(down.sum(axis=0)).astype(int)
+    is_up = np.arange(len(shares))[:, None] >= ups
+    unavoidable = ((is_up - down) * unit) ** 2
 
     best, best_error = {}, np.inf
     for attempt in range(20):
@@ -87,24 +111,25 @@ def split_by_patient(
         if best_error <= unavoidable.sum() + 1e-6:
             break
     patients = {scan: slices[0].patient for scan, slices in scans.items()}
-    return {scan: SUBSETS[best[group_of.get(name, name)]] for scan, name in patients.items()}
+    return {scan: best[group_of.get(name, name)] for scan, name in patients.items()}
 
 
 def balance(weights: np.ndarray, target: np.ndarray) -> tuple[list[int], float]:
-    """Assign rows of weights (patients, classes) to subsets so that the sums come near the target.
+    """Assign rows of weights (patients, classes) to parts so that the sums come near the target.
 
-    target is (subsets, classes). Returns the subset of each row and the squared error that is left.
+    target is (parts, classes). Returns the part of each row and the squared error that is left.
     """
+    parts = len(target)
     chosen = np.zeros(len(weights), dtype=int)
-    chosen[1], chosen[2] = 1, 2  # no subset is ever empty
-    excess = np.stack([weights[chosen == subset].sum(axis=0) for subset in range(3)]) - target
+    chosen[:parts] = range(parts)  # no part is ever empty
+    excess = np.stack([weights[chosen == part].sum(axis=0) for part in range(parts)]) - target
     improved = True
     while improved:
         improved = False
         for row in range(len(weights)):
             here = chosen[row]
             alone = np.count_nonzero(chosen == here) == 1
-            for there in range(3):
+            for there in range(parts):
                 if there == here:
                     continue
                 # Swap with each patient there, or with nobody (the last candidate).
@@ -231,7 +256,8 @@ def straddling_patients(scans: Scans, subset_of: dict[str, str]) -> dict[str, se
     """Patients in more than one subset -> the subsets they are in. Empty is what you want."""
     subsets = defaultdict(set)
     for name, slices in scans.items():
-        subsets[slices[0].patient].add(subset_of[name])
+        if subset_of[name] != NONE:
+            subsets[slices[0].patient].add(subset_of[name])
     return {patient: found for patient, found in sorted(subsets.items()) if len(found) > 1}
 
 
@@ -246,78 +272,26 @@ def check_patients(scans: Scans, subset_of: dict[str, str]) -> None:
         )
 
 
-def write_split(path: Path, scans: Scans, subset_of: dict[str, str]) -> None:
-    """Write the CSV `subset,label,patient,scan,slices`, a row a scan."""
-    rows = [
-        {
-            "subset": subset_of[name],
-            "label": slices[0].label,
-            "patient": slices[0].patient,
-            "scan": name,
-            "slices": len(slices),
-        }
-        for name, slices in scans.items()
-    ]
-    rows.sort(
-        key=lambda row: (SUBSETS.index(row["subset"]), row["label"], row["patient"], row["scan"])
-    )
-    write_csv(path, rows)
-
-
-def read_split(path: str | Path, scans: Scans) -> dict[str, str]:
-    """Read a split file: a CSV with at least the columns `subset` and `scan`, such as split.csv.
-
-    Any delimiter, and names of columns in any case, as common.files.read_csv takes them.
-
-    Raises:
-        UserError: no such file; as DataError a row that can't be used (named by its line), a scan
-            that is only in the file or only in the data, or a subset without a scan.
-    """
-    table = read_csv(path, "split file")
-    subset_column, scan_column = table.column("subset"), table.column("scan")
-    if subset_column is None or scan_column is None:
-        columns = ", ".join(table.columns)
-        raise DataError(f"{path}: expected columns subset and scan, got {columns!r}")
-    subset_of = {}
-    for line, row in table.rows:
-        subset, scan = row[subset_column].strip().lower(), row[scan_column]
-        if subset not in SUBSETS:
-            raise DataError(
-                f"{path}, line {line}: subset must be train, val or test, "
-                f"got {row[subset_column]!r}"
-            )
-        if scan not in scans:
-            scan = scan.strip()
-        if not scan:
-            raise DataError(f"{path}, line {line}: names no scan")
-        if subset_of.setdefault(scan, subset) != subset:
-            raise DataError(f"{path}, line {line}: scan {scan} is in two subsets")
-    for names, problem in [
-        (scans.keys() - subset_of.keys(), "of the data not in the split file"),
-        (subset_of.keys() - scans.keys(), "of the split file not in the data"),
-    ]:
-        if names:
-            raise DataError(f"{path}: {counted(len(names), 'scan')} {problem}, first: {min(names)}")
-    for subset in SUBSETS:
-        if subset not in subset_of.values():
-            raise DataError(f"{path}: no scan is in {subset}")
-    return subset_of
-
-
 def describe_split(scans: Scans, subset_of: dict[str, str], classes: Sequence[str]) -> list[str]:
     """A table for a person: patients, scans of each class and slices in each subset."""
+    return describe_parts(scans, subset_of, SUBSETS, "subset", classes)
+
+
+def describe_parts(
+    scans: Scans, part_of: dict[str, object], parts: Sequence, heading: str, classes: Sequence[str]
+) -> list[str]:
     heads = [f"{label} scans" for label in classes]
     cells = [f"{head:>{len(head) + 2}}" for head in heads]
-    lines = [f"{'subset':<8}{'patients':>9}{''.join(cells)}{'slices':>9}"]
-    for subset in SUBSETS:
-        members = [slices for name, slices in scans.items() if subset_of[name] == subset]
+    lines = [f"{heading:<8}{'patients':>9}{''.join(cells)}{'slices':>9}"]
+    for part in parts:
+        members = [slices for name, slices in scans.items() if part_of[name] == part]
         labels = Counter(slices[0].label for slices in members)
         patients = len({slices[0].patient for slices in members})
         counts = [
             f"{labels[label]:>{len(cell)}}" for label, cell in zip(classes, cells, strict=True)
         ]
         slices = sum(map(len, members))
-        lines.append(f"{subset:<8}{patients:>9}{''.join(counts)}{slices:>9,}")
+        lines.append(f"{part:<8}{patients:>9}{''.join(counts)}{slices:>9,}")
     return lines
 
 

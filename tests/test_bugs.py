@@ -101,7 +101,7 @@ def test_a_batch_of_a_wrong_size_is_a_bug(reduction, arguments_of, monkeypatch, 
     "program, function",
     [
         ("train.py", "evaluation.plots.draw_roc"),
-        ("train.py", "evaluation.plots.draw_curves"),
+        ("train.py", "evaluation.curves.draw_curves"),
         ("predict.py", "evaluation.plots.draw_montage"),
         ("dataset.py", "scans.overview.draw_contact_sheet"),
     ],

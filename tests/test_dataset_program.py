@@ -19,7 +19,7 @@ import dataset
 import train
 from common.csv_tables import read_csv
 from dataset import Dataset, list_labelled, load_dataset, split
-from scans import splits
+from scans import split_tables, splits
 from scans.cache import CHUNK
 from scans.overview import Shown, draw_contact_sheet
 from scans.slices import DataError, Slice, by_scan
@@ -158,13 +158,13 @@ def test_split_file_says_it_with_the_column_label_or_side(graded, knees, tmp_pat
     subsets = split(everything, seed=3)
     path = tmp_path / "split.csv"
     subset_of = dataset.subset_of_scans(subsets)
-    splits.write_split(path, by_scan(everything.slices), subset_of)
+    split_tables.write_split(path, by_scan(everything.slices), subset_of)
     assert path.read_text().startswith("subset,label,patient,scan,slices")
     for name, subset in split(everything, split_file=path).items():
         assert torch.equal(subset.rows, subsets[name].rows)
     everything = load_dataset(list_labelled(knees), (16, 16), tmp_path / "cache")
     subsets = split(everything)
-    splits.write_split(path, by_scan(everything.slices), dataset.subset_of_scans(subsets))
+    split_tables.write_split(path, by_scan(everything.slices), dataset.subset_of_scans(subsets))
     path.write_text(path.read_text().replace("subset,label,", "subset,side,", 1))
     for name, subset in split(everything, split_file=path).items():
         assert torch.equal(subset.rows, subsets[name].rows)

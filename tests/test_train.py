@@ -18,7 +18,7 @@ from PIL import Image
 import train
 from dataset import Dataset, list_labelled
 from perceiver import Perceiver
-from scans import splits
+from scans import split_tables
 from scans.cache import decode_slices
 from scans.slices import Slice, by_scan
 from training.epoch import Progress, train_one_epoch
@@ -145,7 +145,7 @@ def test_leaking_split_file_is_refused_with_the_patients_name(knees, tmp_path, c
     scans = by_scan(list_labelled(knees).slices)
     subset_of = {name: "test" if "LEFT" in name else "train" for name in scans}
     subset_of[next(iter(scans))] = "val"
-    splits.write_split(tmp_path / "leak.csv", scans, subset_of)
+    split_tables.write_split(tmp_path / "leak.csv", scans, subset_of)
     arguments = ["--data-dir", str(knees), "--split-file", str(tmp_path / "leak.csv"), *TINY]
     assert train.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 2
     assert "OAI9000003 (test, train)" in capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_a_class_that_is_not_tested_leaves_figures_out_and_says_so(tmp_path, cap
     scans = by_scan(list_labelled(tmp_path / "knees").slices)
     of_patient = {"OAI9000003": "val", "OAI9000004": "test"}
     subset_of = {name: of_patient.get(s[0].patient, "train") for name, s in scans.items()}
-    splits.write_split(tmp_path / "split.csv", scans, subset_of)
+    split_tables.write_split(tmp_path / "split.csv", scans, subset_of)
     folder = tmp_path / "run"
     arguments = ["--data-dir", str(tmp_path / "knees"), *TINY, "--output-dir", str(folder)]
     assert train.main([*arguments, "--split-file", str(tmp_path / "split.csv")]) == 0

@@ -17,6 +17,7 @@ from perceiver import MOST_SIZE, Perceiver, is_number, is_size
 from scans.flags import add_data_arguments
 from scans.places import MIN_LENGTH
 from scans.splits import HELD_OUT
+from training.runfolder import FOLDS
 from training.saved import as_typed, own_run, resumed_args
 
 # What --demo changes, chosen on validation: a few minutes on two CPU cores. Low frequencies and
@@ -125,6 +126,8 @@ def make_parser() -> Parser:
     add("--data-dir", type=Path, metavar="DIR", help="folder of slices or volumes, or a manifest")
     add("--demo", action="store_true", help="synthetic knees (kept in phantoms/) and a small model")
     whole = "what the model reads at once: a slice, or a whole scan of --slices slices"
+    k_runs = "cross-validation: of K parts of the patients each is the test of a run"
+    data.add_argument("--folds", type=positive_int, metavar="K", help=k_runs)
     data.add_argument("--input", choices=["slice", "scan"], default="slice", help=whole)
     add_data_arguments(data)
     add_model_arguments(parser.add_argument_group("model (arguments of perceiver.Perceiver)"))
@@ -155,6 +158,10 @@ def make_parser() -> Parser:
     add(
         "--tensorboard", action="store_true", help="write scalars and pictures for TensorBoard, too"
     )
+    audit = "of --folds: print scans that are labelled wrongly, or may be, worst first"
+    add("--audit", action="store_true", help=audit)
+    rounds = "the second learns from no scan that the first found wrong, and so on"
+    add("--audit-rounds", type=positive_int, default=1, metavar="N", help=rounds)
     add("--dry-run", action="store_true", help="read, split, report, take one step, stop")
     demo, of_scans = (
         " ".join(as_typed(parser, name, value) for name, value in table.items())
@@ -181,6 +188,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and args.output_dir and not args.resume:
         args.resume = own_run(args.output_dir)
+    if args.folds and args.output_dir and (args.output_dir / FOLDS).exists():
+        args.resume = args.output_dir  # the same command again goes on
     if args.resume:
         args = resumed_args(parser, argv, args.resume)
     if not (args.data_dir or args.demo):
@@ -190,6 +199,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--mirrored says what --mirror-swap reverses with --input scan: add both")
     if args.input == "scan" and args.slices < MIN_LENGTH:
         parser.error(f"--slices {args.slices}: a whole scan has at least {MIN_LENGTH}")
+    check_folds(parser, args)
     if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
         parser.error("--split-file says which scans are held out: leave out the fractions")
     fractions = [args.val_fraction, args.test_fraction]
@@ -198,3 +208,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         text = "--val-fraction {} and --test-fraction {}: leave nothing to train on"
         parser.error(text.format(*fractions))
     return args
+
+
+def check_folds(parser: Parser, args: argparse.Namespace) -> None:
+    if args.folds:
+        if args.folds < 3:
+            parser.error(f"--folds {args.folds}: expected at least 3, to train, choose and test on")
+        if args.fold and args.fold > args.folds:
+            parser.error(f"--fold {args.fold}: there are {args.folds}")
+        if args.split == "scan":
+            parser.error("--folds are of patients: leave out --split scan")
+        if args.val_fraction is not None or args.test_fraction is not None:
+            parser.error("--folds says what is held out: leave out the fractions")
+        if args.audit_rounds > 1 and not args.audit:
+            parser.error("--audit-rounds are of an --audit: add it")
+    elif args.audit or args.audit_rounds > 1:
+        parser.error("--audit takes --folds: no model may judge a scan that it was trained on")
+    elif args.fold and not args.split_file:
+        parser.error("--fold takes --folds, or a table of folds as --split-file")

@@ -36,7 +36,9 @@ from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, read_checkpoint
 from training.epoch import COLUMNS, NonFiniteError, Progress
 
-RUN_FILES = ("last.pt", "best.pt", "metrics.csv", "test_metrics.json")  # a folder with one is taken
+FOLDS = "folds.csv"  # of a cross-validation, which has a run in a folder for each fold
+# A folder with one of these is taken.
+RUN_FILES = ("last.pt", "best.pt", "metrics.csv", "test_metrics.json", FOLDS)
 OTHER_FILES = (
     "args.json split.csv curves.png failed_batch.txt test_predictions.csv confusion_matrix.png "
     "calibration.png roc.png errors.png"
@@ -105,28 +107,27 @@ def program(name: str) -> Path:
     return started.with_name(name) if started.name == "train.py" else Path(name)
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(args: argparse.Namespace) -> str:
     launcher = "python" if processes() == 1 else f"torchrun --nproc-per-node {processes()}"
-    return f"{launcher} {typed(program('train.py'))} --resume {typed(folder)}"
+    fold = f" --fold {args.fold}" if args.folds and args.fold else ""
+    return f"{launcher} {typed(program('train.py'))} --resume {typed(args.output_dir)}{fold}"
 
 
-def set_hint(folder: Path) -> None:
+def set_hint(args: argparse.Namespace) -> None:
     """What a run that is stopped at once, or by a full disk, says from here on."""
-    signals.set_hint(f"go on with: {resume_command(folder)}")
+    signals.set_hint(f"go on with: {resume_command(args)}")
 
 
 # ---- what made the run: args.json ----------------------------------------------------------------
 
 
-def describe_run(arguments: dict, model: Perceiver) -> dict:
+def describe_run(arguments: dict) -> dict:
     """What made this run: for args.json. arguments: as plain values."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None
-    device = model.latents.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     packages = {"torch": torch, "einops": einops, "numpy": np, "pillow": PIL}
     versions = {name: package.__version__ for name, package in packages.items()}
     return {
@@ -134,9 +135,7 @@ def describe_run(arguments: dict, model: Perceiver) -> dict:
         "arguments": arguments,
         "directory": os.getcwd(),  # where relative paths start
         "started": datetime.now().isoformat(timespec="seconds"),
-        "device": f"{device} {name}".strip(),
         "threads": torch.get_num_threads(),
-        "products": model.products,
         "launch": launch_id(),
         "git_commit": commit,
         "versions": {"python": platform.python_version(), **versions},
@@ -150,7 +149,7 @@ def read_record(folder: Path) -> dict:
     """
     last = folder / "last.pt"
     try:
-        check_regular(last)
+        check_regular(folder / FOLDS if (folder / FOLDS).exists() else last)
     except NotAFile as error:
         text = f"{error.kind}, expected a checkpoint: nothing to resume from"
         raise UserError(f"{last}: {text}") from error
@@ -213,7 +212,10 @@ def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) ->
     `arguments` are the latest, as plain values, so that it goes on the same way again; `data` tells
     whether slices and images are still the same.
     """
-    record = {**describe_run(arguments, model), "data": data}
+    device = model.latents.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    record = {**describe_run(arguments), "device": f"{device} {name}".strip()}
+    record |= {"products": model.products, "data": data}
     for left in folder.glob(".*.unfinished.*"):  # by a kill
         left.unlink()
     if arguments["resume"]:
@@ -314,10 +316,10 @@ class Run:
     def draw(self) -> None:
         """Write metrics.csv and curves.png."""
         if rank() == 0 and self.progress.rows:
-            from evaluation import plots  # matplotlib takes a third of a second at the start
+            from evaluation import curves  # matplotlib takes a third of a second at the start
 
             write_csv(self.folder / "metrics.csv", self.progress.rows)
-            plots.draw_curves(self.progress.rows, self.folder / "curves.png")
+            curves.draw_curves(self.progress.rows, self.folder / "curves.png")
 
 
 def name_failed_batch(folder: Path, error: NonFiniteError) -> None:
@@ -364,6 +366,8 @@ def read_resumed(folder: Path, arguments: dict) -> Resumed:
     made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
+        if name == "split_file":  # split.csv stands for it, wherever it is now
+            continue
         original = made_with.get(name, value)
         if repr(value) != repr(original):  # in a foreign file a value may be anything
             raise UserError(

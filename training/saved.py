@@ -19,8 +19,8 @@ from training.runfolder import check_record, launch_id, read_record
 # What a resumed run may change: nothing that its result depends on beyond rounding. Which slices
 # there are, their labels and subsets is compared by itself: see `runfolder.check_same_data`.
 HARMLESS = set(
-    "cache_dir compile data_dir device epochs grad_accumulation labels output_dir resume "
-    "save_every_steps tensorboard workers".split()
+    "audit audit_rounds cache_dir compile data_dir device epochs grad_accumulation labels "
+    "output_dir resume save_every_steps tensorboard workers".split()
 )
 LOCATIONS = ("cache_dir", "data_dir", "labels", "split_file")  # seen from where the run was started
 
@@ -37,6 +37,8 @@ def result_arguments(args: argparse.Namespace) -> dict:
     # Each part of a batch draws its own dropout.
     dropout = args.ff_dropout or args.attention_dropout
     harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
+    if args.folds:  # all of them, or one by one
+        harmless = harmless | {"fold"}
     arguments = {name: plain(value) for name, value in vars(args).items() if name not in harmless}
     if args.split_file:  # the same file, wherever it is named from
         arguments["split_file"] = os.path.abspath(args.split_file)

@@ -19,7 +19,7 @@ from PIL import Image
 import train
 from benchmarks import garments
 from dataset import list_labelled, load_dataset, split
-from scans import splits
+from scans import split_tables
 from scans.slices import by_scan
 
 PROGRAM = Path(garments.__file__)
@@ -53,7 +53,7 @@ def write_source(folder: Path, gzipped: bool = True, bags: int = 210, size: int 
 def write_split(directory: Path, split_csv: Path, subsets: dict[str, str]) -> Path:
     """What a run writes: a row a scan; `subsets` gives each patient's."""
     scans = by_scan(list_labelled(directory).slices)
-    splits.write_split(
+    split_tables.write_split(
         split_csv, scans, {scan: subsets[slices[0].patient] for scan, slices in scans.items()}
     )
     return split_csv

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.pictures import DPI
-from evaluation import metrics, plots
+from evaluation import curves, metrics, plots
 from evaluation.metrics import Outcomes, score
 
 # ruff: noqa: F811
@@ -104,7 +104,7 @@ ALL_RIGHT = [
     ids=lambda rows: f"{len(rows)} epochs",
 )
 def test_curves_have_whole_epochs_whole_dots_and_nothing_over_them(tmp_path, drawn, rows):
-    plots.draw_curves(rows, tmp_path / "curves.png")
+    curves.draw_curves(rows, tmp_path / "curves.png")
     assert_picture(tmp_path / "curves.png")
     assert_texts_are_apart_and_inside(drawn[0])
     (legend,) = drawn[0].figure.legends

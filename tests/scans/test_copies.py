@@ -12,7 +12,7 @@ from PIL import Image
 
 import dataset
 import train
-from scans import copies, splits
+from scans import copies, split_tables, splits
 from scans.cache import decode_slices
 from scans.labelled import list_labelled
 from scans.slices import DataError, Slice, by_scan
@@ -52,7 +52,7 @@ def planted(request, phantoms, tmp_path) -> Path:
 def subsets_of_patients(folder: Path, subset_of_patient: dict[int, str], path: Path) -> Path:
     scans = by_scan(list_labelled(folder).slices)
     subset_of = {name: subset_of_patient[int(s[0].patient[3:])] for name, s in scans.items()}
-    splits.write_split(path, scans, subset_of)
+    split_tables.write_split(path, scans, subset_of)
     return path
 
 
@@ -308,7 +308,7 @@ def test_slices_that_are_in_an_earlier_scan_of_their_patient_count_once(
     subset_of = dataset.subset_of_scans(subsets)
     assert subset_of.keys() == scans.keys()
     splits.check_patients(scans, subset_of)
-    splits.write_split(tmp_path / "split.csv", scans, subset_of)
+    split_tables.write_split(tmp_path / "split.csv", scans, subset_of)
     args.split_file = tmp_path / "split.csv"
     again = train.read_subsets(args, args.classes)
     assert all(torch.equal(subsets[name].rows, again[name].rows) for name in subsets)

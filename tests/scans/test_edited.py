@@ -18,7 +18,7 @@ from scans.copies import open_copies
 from scans.headers import Unit, encode, read_kept, state_of
 from scans.labelled import list_labelled
 from scans.slices import Options
-from scans.splits import read_split
+from scans.split_tables import read_split
 
 SIZE = (16, 16)
 NUMBERS = [-1, 1.5, 10**30, math.nan, math.inf, True, None, "1", [], {}]
@@ -167,7 +167,10 @@ def test_what_is_not_edited_is_not_read_again(slices, tmp_path, monkeypatch):
     [
         ("", "it is empty, expected a split file"),
         ("a,b\n1,2\n", "expected columns subset and scan"),
-        ("subset,scan\nhello,left/p0\n", "line 2: subset must be train, val or test, got 'hello'"),
+        (
+            "subset,scan\nhello,left/p0\n",
+            "line 2: subset must be train, val, test or none, got 'hello'",
+        ),
         ("subset,scan\ntrain,\n", "line 2: names no scan"),
         ("subset,scan\ntrain,left/p0\nval,left/p0\n", "line 3: scan left/p0 is in two subsets"),
         ("subset,scan\ntrain,left/p0,1,2\n", "line 2: 4 fields, but there are 2 columns"),

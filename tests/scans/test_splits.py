@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from conftest import write_scan
 
 import dataset
 from common.program import UserError
-from scans import splits
+from scans import split_tables, splits
 from scans.labelled import list_labelled
 from scans.slices import SIDES, DataError, Slice, by_scan
 
@@ -106,7 +107,7 @@ def test_patient_split_depends_on_names_and_seed_alone(tmp_path):
         for side in ("LEFT", "RIGHT"):
             write_scan(tmp_path, patient, side, slices=1)
     code = (
-        "import sys, json; from scans import labelled, slices, splits; "
+        "import sys, json; from scans import labelled, slices, split_tables, splits; "
         "scans = slices.by_scan(labelled.list_labelled(sys.argv[1]).slices); "
         "print(json.dumps(splits.split_by_patient(scans, seed=3), sort_keys=True))"
     )
@@ -143,7 +144,7 @@ def test_pinned_split_stays_what_it_was():
 
 
 def test_two_patients_are_too_few_and_are_named():
-    with pytest.raises(DataError, match=r"2 patients \(A, B\).*at least three"):
+    with pytest.raises(DataError, match=r"2 patients \(A, B\).*at least 3"):
         splits.split_by_patient(made_up_scans({"A": (1, 1), "B": (1, 1)}))
     with pytest.raises(DataError, match=r"2 left scans can't fill"):
         splits.split_by_scan(made_up_scans({"A": (1, 2), "B": (1, 2)}))
@@ -161,22 +162,22 @@ def test_split_file_comes_back_as_written_and_a_leak_in_it_is_named(tmp_path):
     scans = made_up_scans({name: (1, 2) for name in "ABCDE"})
     subset_of = splits.split_by_patient(scans)
     path = tmp_path / "split.csv"
-    splits.write_split(path, scans, subset_of)
-    assert splits.read_split(path, scans) == subset_of
+    split_tables.write_split(path, scans, subset_of)
+    assert split_tables.read_split(path, scans) == subset_of
     rows = list(csv.reader(path.open()))
     assert rows[0] == ["subset", "label", "patient", "scan", "slices"] and len(rows) == 16
     first_of_train = next(row for row in rows if row[0] == "train")
     first_of_train[0] = "test"
     csv.writer(path.open("w", newline="")).writerows(rows)
     with pytest.raises(DataError, match=rf"1 patient in .*{first_of_train[2]} \(test, train\)"):
-        splits.check_patients(scans, splits.read_split(path, scans))
+        splits.check_patients(scans, split_tables.read_split(path, scans))
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
         ("a,b\n1,2\n", "expected columns subset and scan"),
-        ("subset,scan\ntraining,A_0_LEFT\n", "line 2: subset must be train, val or test"),
+        ("subset,scan\ntraining,A_0_LEFT\n", "line 2: subset must be train, val, test or none"),
         ("subset,scan\ntrain,A_0_LEFT\ntest,A_0_LEFT\n", "line 3: scan A_0_LEFT is in two"),
         ("subset,scan\ntrain,A_0_LEFT\n", "scans of the data not in the split file"),
     ],
@@ -186,10 +187,10 @@ def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message
     path = tmp_path / "mine.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=rf"mine\.csv.*{message}"):
-        splits.read_split(path, scans)
+        split_tables.read_split(path, scans)
     path.write_text("subset,scan\ntrain,A_0_LEFT\nval,B_0_LEFT\ntest,C_0_LEFT\ntest,D\n")
     with pytest.raises(DataError, match="of the split file not in the data, first: D"):
-        splits.read_split(path, scans)
+        split_tables.read_split(path, scans)
 
 
 @pytest.mark.parametrize(
@@ -202,20 +203,20 @@ def test_split_file_that_does_not_fit_is_refused_by_line(tmp_path, text, message
 )
 def test_split_file_that_a_spreadsheet_saved_is_read(tmp_path, content):
     (tmp_path / "split.csv").write_bytes(content)
-    found = splits.read_split(tmp_path / "split.csv", {"a": [], "b": [], "c": []})
+    found = split_tables.read_split(tmp_path / "split.csv", {"a": [], "b": [], "c": []})
     assert found == {"a": "train", "b": "val", "c": "test"}
 
 
 def test_empty_split_file_is_refused(tmp_path):
     (tmp_path / "split.csv").write_text("\n\n")
     with pytest.raises(UserError, match=r"split\.csv: it is empty, expected a split file"):
-        splits.read_split(tmp_path / "split.csv", {"a": []})
+        split_tables.read_split(tmp_path / "split.csv", {"a": []})
 
 
 def test_split_file_row_without_a_scan_is_named_by_its_line(tmp_path):
     (tmp_path / "split.csv").write_text("subset,scan\ntrain,a\ntrain\n")
     with pytest.raises(DataError, match="line 3: names no scan"):
-        splits.read_split(tmp_path / "split.csv", {"a": []})
+        split_tables.read_split(tmp_path / "split.csv", {"a": []})
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -286,8 +287,8 @@ def test_split_of_many_classes_comes_back_and_an_older_file_with_sides_is_read(t
     scans = graded_scans({f"P{i}": (1, 2, 1) for i in range(6)})
     subset_of = splits.split_by_patient(scans)
     path = tmp_path / "split.csv"
-    splits.write_split(path, scans, subset_of)
-    assert splits.read_split(path, scans) == subset_of
+    split_tables.write_split(path, scans, subset_of)
+    assert split_tables.read_split(path, scans) == subset_of
     rows = list(csv.DictReader(path.open()))
     assert all(row["label"] == scans[row["scan"]][0].label for row in rows)
     assert all(row["slices"] == "10" for row in rows) and len(rows) == len(scans) == 24
@@ -295,7 +296,7 @@ def test_split_of_many_classes_comes_back_and_an_older_file_with_sides_is_read(t
     subset_of = splits.split_by_patient(sides)
     lines = [f"{subset_of[n]},{s[0].label},{s[0].patient},{n},40" for n, s in sides.items()]
     path.write_text("\n".join(["subset,side,patient,scan,slices", *lines, ""]))
-    assert splits.read_split(path, sides) == subset_of
+    assert split_tables.read_split(path, sides) == subset_of
 
 
 # ---- folders called train, val and test ----------------------------------------------------------
@@ -338,3 +339,65 @@ def test_a_patient_in_two_folders_is_refused_and_no_split_is_written(tmp_path, c
     arguments = [str(tmp_path), "--write-split", str(tmp_path / "split.csv")]
     assert dataset.main(arguments) == 2 and not (tmp_path / "split.csv").exists()
     assert "1 patient in more than one subset: p1 (test, train" in capsys.readouterr().err
+
+
+# ---- folds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_folds_hold_whole_patients_and_are_as_large_as_each_other(count):
+    rng = random.Random(count)
+    patients = {f"P{i}": (rng.randint(1, 3), rng.randint(1, 4)) for i in range(101)}
+    scans = made_up_scans(patients)
+    fold_of = splits.folds_by_patient(scans, count)
+    assert fold_of.keys() == scans.keys() and set(fold_of.values()) == set(range(1, count + 1))
+    assert not splits.straddling_patients(scans, fold_of)
+    for label in ("left", "right"):
+        sizes = Counter(fold for n, fold in fold_of.items() if scans[n][0].label == label)
+        assert max(sizes.values()) - min(sizes.values()) <= 1
+    backwards = dict(reversed(scans.items()))
+    assert splits.folds_by_patient(backwards, count) == fold_of
+    assert splits.folds_by_patient(scans, count, seed=1) != fold_of
+
+
+def test_patients_who_share_an_image_are_in_one_fold():
+    scans = made_up_scans({f"P{i}": (1, 1) for i in range(20)})
+    fold_of = splits.folds_by_patient(scans, 5, together=[{"P3", "P4"}, {"P7", "P8", "P9"}])
+    of_patient = {scans[name][0].patient: fold for name, fold in fold_of.items()}
+    assert of_patient["P3"] == of_patient["P4"]
+    assert of_patient["P7"] == of_patient["P8"] == of_patient["P9"]
+    with pytest.raises(DataError, match=r"19 patients .*can't fill 20 folds; at least 20"):
+        splits.folds_by_patient(scans, 20, together=[{"P3", "P4"}])
+
+
+def test_a_table_of_folds_comes_back_as_written(tmp_path):
+    scans = made_up_scans({f"P{i}": (1, 1) for i in range(9)})
+    folds = split_tables.Folds(splits.folds_by_patient(scans, 3), frozenset({next(iter(scans))}))
+    split_tables.write_folds(tmp_path / "folds.csv", scans, folds)
+    assert split_tables.read_folds(tmp_path / "folds.csv", scans) == folds
+    (left_out,) = folds.left_out
+    for fold in (1, 2, 3):
+        found = split_tables.read_split(tmp_path / "folds.csv", scans, fold)
+        assert found[left_out] == ("test" if folds.fold_of[left_out] == fold else "none")
+        del found[left_out]
+        names = {fold: "test", fold % 3 + 1: "val", (fold + 1) % 3 + 1: "train"}
+        assert found == {scan: names[folds.fold_of[scan]] for scan in found}
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("fold,scan\n0,P0\n", "line 2: fold must be a whole number from 1, got '0'"),
+        ("fold,scan\nx,P0\n", "line 2: fold must be a whole number from 1, got 'x'"),
+        ("fold,scan\n1,P0\n2,P0\n", "line 3: scan P0 is in two folds"),
+        ("fold,scan\n1,P0\n3,P1\n", "no scan is in fold 2"),
+        ("fold,scan\n1,P0\n2,P1\n", "no scan is in fold 3"),
+        ("fold,scan\n1,P0\n", "1 scan of the data not in the split file, first: P1"),
+        ("fold\n1\n", "expected columns fold and scan"),
+    ],
+)
+def test_tables_of_folds_that_say_nothing_clear_are_refused_by_line(tmp_path, text, problem):
+    (tmp_path / "folds.csv").write_text(text)
+    with pytest.raises(DataError) as refused:
+        split_tables.read_folds(tmp_path / "folds.csv", {"P0": [], "P1": []})
+    assert problem in str(refused.value)
