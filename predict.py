@@ -4,6 +4,7 @@
     python predict.py runs/demo/best.pt FOLDER --output predictions
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
+    python predict.py runs/folds FOLDER                         # the mean of all folds
 
 Prints a line for each scan as soon as it is predicted: the calibrated probabilities (the mean of
 its slices', unless the model reads whole scans), the label that its name, folder or header gives,
@@ -12,6 +13,10 @@ with). --output is a folder for predictions.csv, a row for each slice or scan th
 scans.csv, which have their names when they are whole. A file that can't be read gets a row with the
 error, and the others go on. Names are read as those that the checkpoint was trained on, unless
 flags say otherwise.
+
+Of a folder that `train.py --folds` made, all folds are asked, and their mean is taken. Scans and
+patients that one of them was trained on are refused; --allow-seen has each of these judged by the
+fold that did not see it.
 
 Exit codes: 0 all predicted, 1 some files could not be, or a full disk, 2 unusable arguments or
 checkpoint, no path that is there, or --audit had nothing to compare, 3 --audit found a mismatch,
@@ -58,6 +63,7 @@ from evaluation.answers import (
     predict_in_chunks,
     samples_at_a_time,
 )
+from evaluation.ensemble import Ensemble, holds_folds, is_folder_of_folds, open_folds
 from evaluation.predictions import shown_class
 from evaluation.trained import (
     describe_kept,
@@ -89,13 +95,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="Exits with 3 if --audit finds a mismatch, with 1 if files can't be read.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
+    checkpoint = "best.pt of a run, or a folder of folds: their mean"
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help=checkpoint)
     add("paths", nargs="*", metavar="PATH", help="images, volumes, folders, manifests; - for stdin")
     add("-o", "--output", type=Path, metavar="DIR", help="for predictions.csv and scans.csv")
     add("--audit", action="store_true", help="print mismatches and unsure scans only, worst first")
     add("--json", action="store_true", help="print a JSON object for each scan")
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
+    seen = "judge what folds were trained on by the fold that did not see it"
+    add("--allow-seen", action="store_true", help=seen)
     add_naming_arguments(parser)
     add(
         "-b",
@@ -117,13 +126,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     check_paths(args)
-    model = open_trained(args.checkpoint, choose_device(args.device))
-    args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
+    device, ensemble = choose_device(args.device), None
+    if is_folder_of_folds(args.checkpoint):
+        ensemble = open_folds(args.checkpoint, device)
+        model = ensemble.model
+        args.batch_size = ensemble.samples_at_a_time(args.batch_size)
+    else:
+        model = open_trained(args.checkpoint, device)
+        args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
     for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
         try_folder(folder)
     if args.export:
         export(model, args)
-    return predict_paths(model, args) if args.paths else 0
+    return predict_paths(model, args, ensemble) if args.paths else 0
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -131,11 +146,15 @@ def check_paths(args: argparse.Namespace) -> None:
 
     Raises UserError, and NotAFile for a checkpoint that is a pipe or a device.
     """
-    if args.checkpoint.is_dir():
+    if is_folder_of_folds(args.checkpoint):
+        check_ensemble_can(args)
+    elif args.checkpoint.is_dir():
         raise UserError(
             f"{args.checkpoint}: a folder; of a run, name {args.checkpoint / 'best.pt'}"
         )
-    if args.checkpoint.exists():
+    elif args.allow_seen:
+        raise UserError(f"--allow-seen: {args.checkpoint} is one model, and no folder of folds")
+    elif args.checkpoint.exists():
         check_regular(args.checkpoint)
     for name in ("output", "attention"):
         folder = getattr(args, name)
@@ -154,10 +173,19 @@ def check_paths(args: argparse.Namespace) -> None:
     if args.attention:
         check_matplotlib()
     for path in map(Path, args.paths):
-        if (path / "args.json").is_file() and (path / "last.pt").is_file():
+        is_run = (path / "args.json").is_file() and (path / "last.pt").is_file()
+        if is_run or holds_folds(path):
             raise UserError(
                 f"{path}: the folder of a run, whose pictures are of no knee; name data"
             )
+
+
+def check_ensemble_can(args: argparse.Namespace) -> None:
+    """Raise UserError for what is of one model alone."""
+    for name, what in (("attention", "draws what one model reads"), ("export", "writes one model")):
+        if path := getattr(args, name):
+            one = args.checkpoint / "fold-1" / "best.pt"
+            raise UserError(f"--{name} {path}: {what}, not the mean of folds; name one: {one}")
 
 
 def export(model: Perceiver, args: argparse.Namespace) -> None:
@@ -171,8 +199,13 @@ def export(model: Perceiver, args: argparse.Namespace) -> None:
     print_lines(f"exported to {args.export}", to_error=True)
 
 
-def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
-    """Print and write what the model says of all paths. Returns the exit code."""
+def predict_paths(
+    model: Perceiver, args: argparse.Namespace, ensemble: Ensemble | None = None
+) -> int:
+    """Print and write what the model says of all paths. Returns the exit code.
+
+    Of an ensemble, model is one that reads data as all of it do.
+    """
     classes = model.preprocessing["classes"]
     options = options_as_trained(model, args)
     if line := describe_kept(model, args):
@@ -186,6 +219,8 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
         check_one_sequence(listing.slices)
     if not (listing.slices or listing.of_kind(*FAILURES)):
         raise UserError("no path was given: standard input or the manifest is empty")
+    if ensemble and (line := ensemble.choose_judges(listing.slices, args.allow_seen)):
+        print_lines(f"note: {line}", to_error=True)
 
     done: list[Answers] = []
     scans: list[dict] = []
@@ -194,7 +229,7 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
     with signals.orderly(), tables as add_to_tables:
         try:
             for answers in predict_in_chunks(
-                model, listing, args.checkpoint, args.batch_size, args.workers
+                model, listing, args.checkpoint, args.batch_size, args.workers, ensemble
             ):
                 done.append(answers)
                 scans += answers.scans

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from perceiver import Perceiver, ReadTokens
 from scans.cache import Decoded, decode_slices
 from scans.places import other_orientation, place_in_scan, rows_of_scans, unfit
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
+
+if TYPE_CHECKING:
+    from evaluation.ensemble import Ensemble
 
 CHUNK = 512  # slices decoded at a time, in whole scans: memory stays the same for any number
 CHUNK_BYTES = 2**28  # and their pixels
@@ -47,14 +50,19 @@ def predict_in_chunks(
     checkpoint: Path,
     batch_size: int = 64,
     workers: int | None = None,
+    ensemble: "Ensemble | None" = None,
 ) -> Iterator[Answers]:
     """Decode and predict all slices, some whole scans at a time; last what is no slice at all.
+
+    Of an ensemble, model is one that reads data as all of it do.
 
     Raises UserError, which names the checkpoint, where a prediction is not finite.
     """
     classes = listing.classes
     size = tuple(model.preprocessing["image_size"])
     unsure_below = model.calibration.get("unsure_below", 1 / len(classes))
+    if ensemble:
+        unsure_below = ensemble.unsure_below
     scans = {s.scan for s in listing.slices}
     total, unit = (len(scans), "scan") if scan_length(model) else (len(listing.slices), "slice")
     with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
@@ -74,7 +82,10 @@ def predict_in_chunks(
                 rows, pixels = torch.tensor(rows).long(), torch.from_numpy(decoded.pixels)
                 dataset = Dataset(slices, pixels, rows, classes)
                 asked = [(s.name, s.scan) for s in slices]
-            predictions = predict(model, dataset, batch_size, bar=bar)
+            if ensemble:
+                predictions = ensemble.predict(dataset, batch_size, bar)
+            else:
+                predictions = predict(model, dataset, batch_size, bar=bar)
             check_finite(predictions.logits, checkpoint)
             predictions = joined([predictions], classes, predictions.temperature)
             judged = [judge(scan, classes, unsure_below) for scan in predictions.scans]
