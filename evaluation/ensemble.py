@@ -92,11 +92,11 @@ class Ensemble:
         if not seen:
             return ""
         alone = sum(len(judges) == 1 for judges in self.judges.values())
-        parts = [f"{counted(alone, 'scan')} judged by one fold alone, which did not see it"]
+        parts = [f"judged by one fold alone, which has not seen them: {counted(alone, 'scan')}"]
         if several := len(seen) - alone:
-            parts.append(f"{several:,} by the mean of those folds that did not")
+            parts.append(f"by the mean of the folds that have not: {several:,}")
         new = len({s.scan for s in slices}) - len(seen)
-        return ", ".join([*parts, f"{new:,} new by the mean of all {len(self.folds)}"])
+        return "; ".join([*parts, f"new, by the mean of all {len(self.folds)}: {new:,}"])
 
     def find_seen(self, slices: list[Slice]) -> dict[str, SeenBy]:
         """Of the scans of these slices, those that folds have seen."""
@@ -111,7 +111,7 @@ class Ensemble:
             folds = of_scan.union(*of_patient)
             because = "" if of_scan else f" (of patient {s.patient})"
             if of_scan and name != name_parts(s.scan):
-                because = f" (there {os.path.join(*name)})"
+                because = f" (trained on as {os.path.join(*name)})"
             if folds:
                 before = seen.get(s.scan, SeenBy(set(), because))
                 seen[s.scan] = SeenBy(before.folds | folds, before.because)
@@ -166,16 +166,14 @@ def open_folds(folder: Path, device: torch.device | str = "cpu") -> Ensemble:
     numbers = fold_numbers(folder / "folds.csv")
     paths = [folder / f"fold-{number}" / "best.pt" for number in numbers]
     if lacking := [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]:
-        text = f"not trained yet, of {len(numbers)}: there is no {folder_of(lacking)}/best.pt"
-        raise UserError(f"{folder}: {named(lacking)} {text}; {how_to_train(folder, lacking)}")
+        raise UserError(f"{folder}: no best.pt in {how_to_train(folder, lacking)}")
     folds = []
     for number, path in zip(numbers, paths, strict=True):
         check_regular(path)
         folds.append(Fold(number, path, open_trained(path, device)))
     # The mean of calibrated probabilities and of others is neither.
     if unfinished := [f.number for f in folds if "unsure_below" not in f.model.calibration]:
-        text = f"not ended: {folder_of(unfinished)}/best.pt is not calibrated"
-        raise UserError(f"{folder}: {named(unfinished)} {text}; {how_to_train(folder, unfinished)}")
+        raise UserError(f"{folder}: best.pt not calibrated in {how_to_train(folder, unfinished)}")
     check_alike(folds)
     scans, patients = read_seen([fold.path.with_name("split.csv") for fold in folds])
     return Ensemble(folder, folds, read_unsure_below(folder, folds), scans, patients)
@@ -192,25 +190,19 @@ def fold_numbers(path: Path) -> list[int]:
         text = row[column].strip()
         short = text.isdecimal() and len(text) <= len(f"{MOST_FOLDS}")
         if not (short and 1 <= int(text) <= MOST_FOLDS):
-            raise UserError(f"{path}, line {line}: fold must be a number from 1 on, got {text!r}")
+            got = shown(text)
+            raise UserError(f"{path}, line {line}: fold must be a number from 1 on, got {got}")
         numbers.add(int(text))
     if len(numbers) < 2:
         raise UserError(f"{path}: {counted(len(numbers), 'fold')}, expected two or more")
     return sorted(numbers)
 
 
-def named(numbers: list[int]) -> str:
-    word = "fold" if len(numbers) == 1 else "folds"
-    return f"{word} {abridged(list(map(str, numbers)))} {'is' if len(numbers) == 1 else 'are'}"
-
-
-def folder_of(numbers: list[int]) -> str:
-    return f"fold-{numbers[0]}"
-
-
 def how_to_train(folder: Path, numbers: list[int]) -> str:
+    """The end of a line about folds whose training has not begun or ended."""
+    names = abridged([f"fold-{number}" for number in numbers])
     one = f" --fold {numbers[0]}" if len(numbers) == 1 else ""
-    return f"python train.py --resume {typed(folder)}{one}"
+    return f"{names}: still to be trained: python train.py --resume {typed(folder)}{one}"
 
 
 def check_alike(folds: list[Fold]) -> None:
@@ -264,7 +256,7 @@ def read_seen(paths: list[Path]) -> tuple[dict[tuple[str, ...], set[int]], dict[
             if not scan:
                 raise UserError(f"{path}, line {line}: names no scan")
             if subset not in SUBSETS:
-                text = f"subset must be one of {', '.join(SUBSETS)}, got {subset!r}"
+                text = f"subset must be one of {', '.join(SUBSETS)}, got {shown(subset)}"
                 raise UserError(f"{path}, line {line}: {text}")
             if subset in SEEN:
                 scans.setdefault(name_parts(scan), set()).add(place)
