@@ -126,11 +126,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     check_paths(args)
-    device, ensemble = choose_device(args.device), None
+    device = choose_device(args.device)
     if is_folder_of_folds(args.checkpoint):
-        ensemble = open_folds(args.checkpoint, device)
-        model = ensemble.model
-        args.batch_size = ensemble.samples_at_a_time(args.batch_size)
+        model = open_folds(args.checkpoint, device)
+        args.batch_size = model.samples_at_a_time(args.batch_size)
     else:
         model = open_trained(args.checkpoint, device)
         args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         try_folder(folder)
     if args.export:
         export(model, args)
-    return predict_paths(model, args, ensemble) if args.paths else 0
+    return predict_paths(model, args) if args.paths else 0
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -153,7 +152,7 @@ def check_paths(args: argparse.Namespace) -> None:
             f"{args.checkpoint}: a folder; of a run, name {args.checkpoint / 'best.pt'}"
         )
     elif args.allow_seen:
-        raise UserError(f"--allow-seen: {args.checkpoint} is one model, and no folder of folds")
+        raise UserError(f"--allow-seen: {args.checkpoint} is no folder of folds")
     elif args.checkpoint.exists():
         check_regular(args.checkpoint)
     for name in ("output", "attention"):
@@ -199,13 +198,8 @@ def export(model: Perceiver, args: argparse.Namespace) -> None:
     print_lines(f"exported to {args.export}", to_error=True)
 
 
-def predict_paths(
-    model: Perceiver, args: argparse.Namespace, ensemble: Ensemble | None = None
-) -> int:
-    """Print and write what the model says of all paths. Returns the exit code.
-
-    Of an ensemble, model is one that reads data as all of it do.
-    """
+def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
+    """Print and write what the model says of all paths. Returns the exit code."""
     classes = model.preprocessing["classes"]
     options = options_as_trained(model, args)
     if line := describe_kept(model, args):
@@ -219,8 +213,9 @@ def predict_paths(
         check_one_sequence(listing.slices)
     if not (listing.slices or listing.of_kind(*FAILURES)):
         raise UserError("no path was given: standard input or the manifest is empty")
-    if ensemble and (line := ensemble.choose_judges(listing.slices, args.allow_seen)):
-        print_lines(f"note: {line}", to_error=True)
+    if isinstance(model, Ensemble):
+        notes = model.choose_judges(listing.slices, args.allow_seen)
+        print_lines(*(f"note: {line}" for line in notes), to_error=True)
 
     done: list[Answers] = []
     scans: list[dict] = []
@@ -229,7 +224,7 @@ def predict_paths(
     with signals.orderly(), tables as add_to_tables:
         try:
             for answers in predict_in_chunks(
-                model, listing, args.checkpoint, args.batch_size, args.workers, ensemble
+                model, listing, args.checkpoint, args.batch_size, args.workers
             ):
                 done.append(answers)
                 scans += answers.scans

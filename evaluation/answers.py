@@ -45,24 +45,19 @@ class Answers(NamedTuple):
 
 
 def predict_in_chunks(
-    model: Perceiver,
+    model: "Perceiver | Ensemble",
     listing: Listing,
     checkpoint: Path,
     batch_size: int = 64,
     workers: int | None = None,
-    ensemble: "Ensemble | None" = None,
 ) -> Iterator[Answers]:
     """Decode and predict all slices, some whole scans at a time; last what is no slice at all.
-
-    Of an ensemble, model is one that reads data as all of it do.
 
     Raises UserError, which names the checkpoint, where a prediction is not finite.
     """
     classes = listing.classes
     size = tuple(model.preprocessing["image_size"])
     unsure_below = model.calibration.get("unsure_below", 1 / len(classes))
-    if ensemble:
-        unsure_below = ensemble.unsure_below
     scans = {s.scan for s in listing.slices}
     total, unit = (len(scans), "scan") if scan_length(model) else (len(listing.slices), "slice")
     with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
@@ -82,10 +77,10 @@ def predict_in_chunks(
                 rows, pixels = torch.tensor(rows).long(), torch.from_numpy(decoded.pixels)
                 dataset = Dataset(slices, pixels, rows, classes)
                 asked = [(s.name, s.scan) for s in slices]
-            if ensemble:
-                predictions = ensemble.predict(dataset, batch_size, bar)
-            else:
+            if isinstance(model, Perceiver):
                 predictions = predict(model, dataset, batch_size, bar=bar)
+            else:
+                predictions = model.predict(dataset, batch_size, bar)
             check_finite(predictions.logits, checkpoint)
             predictions = joined([predictions], classes, predictions.temperature)
             judged = [judge(scan, classes, unsure_below) for scan in predictions.scans]

@@ -49,7 +49,10 @@ class SeenBy(NamedTuple):
 
 @dataclass
 class Ensemble:
-    """Models that were trained on parts of one archive."""
+    """Models that were trained on parts of one archive.
+
+    It stands for a model where it is asked how data is read and from where on a scan is unsure.
+    """
 
     folder: Path
     folds: list[Fold]
@@ -62,41 +65,50 @@ class Ensemble:
     judges: dict[str, set[int]] = field(default_factory=dict)
 
     @property
-    def model(self) -> Perceiver:
-        """The first: in how data is read, all are like it."""
-        return self.folds[0].model
+    def preprocessing(self) -> dict:
+        """How data is read, by all as by the first; each has a scale of grey levels of its own."""
+        return self.folds[0].model.preprocessing
+
+    @property
+    def config(self) -> dict:
+        return self.folds[0].model.config
+
+    @property
+    def calibration(self) -> dict:
+        """Of its predictions, whose logits are calibrated already."""
+        return {"temperature": 1.0, "unsure_below": self.unsure_below}
 
     def samples_at_a_time(self, most: int) -> int:
         return min(samples_at_a_time(fold.model, fold.path, most) for fold in self.folds)
 
-    def choose_judges(self, slices: list[Slice], allow_seen: bool = False) -> str:
+    def choose_judges(self, slices: list[Slice], allow_seen: bool = False) -> list[str]:
         """From here on a scan that folds have seen is judged by those that have not, if allowed.
 
-        Returns a line that says how many these are, "" where all scans are new. Raises UserError
-        for scans that were seen: by some of the folds unless that is allowed, or by all of them.
+        Returns lines for a person, none where all scans are new. Raises UserError for scans that
+        were seen: by some of the folds unless that is allowed, or by all of them.
         """
         seen = self.find_seen(slices)
         everyone = set(range(len(self.folds)))
         if lost := [name for name, by in seen.items() if by.folds == everyone]:
             raise UserError(
-                f"{self.folder}: each of its folds was trained on {counted(len(lost), 'scan')}, "
-                f"which none can judge: {described(lost, seen)}"
+                f"{self.folder}: all of its folds were trained on {counted(len(lost), 'scan')}, so "
+                f"that none can judge: {described(lost, seen)}"
             )
         if seen and not allow_seen:
             raise UserError(
-                f"{self.folder}: folds of it were trained on {counted(len(seen), 'scan')}, of "
-                f"which their mean would be too sure: {described(list(seen), seen)}; leave these "
+                f"{self.folder}: some of its folds were trained on {counted(len(seen), 'scan')}, "
+                f"of which the mean would be too sure: {described(list(seen), seen)}; leave these "
                 "out, or --allow-seen has each judged by the fold that did not see it"
             )
         self.judges = {name: everyone - by.folds for name, by in seen.items()}
         if not seen:
-            return ""
+            return []
         alone = sum(len(judges) == 1 for judges in self.judges.values())
         parts = [f"judged by one fold alone, which has not seen them: {counted(alone, 'scan')}"]
         if several := len(seen) - alone:
             parts.append(f"by the mean of the folds that have not: {several:,}")
         new = len({s.scan for s in slices}) - len(seen)
-        return "; ".join([*parts, f"new, by the mean of all {len(self.folds)}: {new:,}"])
+        return ["; ".join([*parts, f"new, by the mean of all {len(self.folds)}: {new:,}"])]
 
     def find_seen(self, slices: list[Slice]) -> dict[str, SeenBy]:
         """Of the scans of these slices, those that folds have seen."""
@@ -125,7 +137,7 @@ class Ensemble:
         Their logits are the logarithm of that mean, of which softmax at the temperature 1 is the
         mean again: all that takes the predictions of one model takes these.
         """
-        everyone = set(range(len(self.folds)))
+        everyone = set(range(len(self.folds)))  # who judges what none has seen
         judges = [self.judges.get(s.scan, everyone) for s in dataset.samples]
         shape = len(self.folds), len(dataset), len(dataset.classes)
         log_p = torch.full(shape, -inf, dtype=torch.double)  # who does not judge adds nothing

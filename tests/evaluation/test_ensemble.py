@@ -25,7 +25,7 @@ from scans.slices import Options, by_scan
 
 ROOT = Path(__file__).parents[2]
 FOLDS = 3
-TOO_SURE = ", of which their mean would be too sure: "
+TOO_SURE = ", of which the mean would be too sure: "
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -181,7 +181,7 @@ def test_a_scan_is_unsure_by_what_was_fitted_on_all_patients_or_by_the_strictest
         ensemble = open_folds(own)
         assert ensemble.unsure_below == expected
     listing = list_labelled(new)
-    judged = predict_in_chunks(ensemble.model, listing, own, ensemble=ensemble)
+    judged = predict_in_chunks(ensemble, listing, own)
     verdicts = {row["verdict"] for answers in judged for row in answers.scans}
     assert verdicts == {"unsure"}
 
@@ -246,7 +246,7 @@ def test_scans_that_were_trained_on_are_refused_before_anything_is_decoded(
     monkeypatch.setattr("evaluation.answers.decode_slices", never)
     assert run(folds, old, new, "-o", tmp_path / "out") == 2
     printed, error = capsys.readouterr()
-    assert f"{folds}: folds of it were trained on 12 scans{TOO_SURE}OAI" in error
+    assert f"{folds}: some of its folds were trained on 12 scans{TOO_SURE}OAI" in error
     assert "and 7 more; leave these out, or --allow-seen has each judged by the fold" in error
     assert len(error.splitlines()) == 1 and not printed and not (tmp_path / "out").exists()
 
@@ -330,7 +330,7 @@ def test_a_scan_is_known_again_from_whatever_folder_it_is_read(
     scans = "1 scan," if count == 1 else f"{count} scans,"
     for form in (str, os.path.abspath):
         assert run(folder, *map(form, paths)) == 2
-        assert f"folds of it were trained on {scans}" in capsys.readouterr().err
+        assert f"some of its folds were trained on {scans}" in capsys.readouterr().err
 
 
 def test_another_spelling_of_a_patient_is_the_same_patient(named_by_folders, tmp_path, capsys):
@@ -354,7 +354,9 @@ def test_a_scan_that_all_folds_have_seen_has_no_judge(own, old, capsys):
     for flags in ([], ["--allow-seen"]):
         assert run(own, old, *flags) == 2
         error = capsys.readouterr().err
-        assert "each of its folds was trained on 2 scans, which none can judge: OAI9000000" in error
+        assert (
+            "all of its folds were trained on 2 scans, so that none can judge: OAI9000000" in error
+        )
         assert len(error.splitlines()) == 1
 
 
@@ -488,7 +490,7 @@ def test_what_is_of_one_model_alone_names_one(folds, new, tmp_path, capsys):
         assert line.endswith(f"not the mean of folds; name one: {folds}/fold-1/best.pt")
     checkpoint = folds / "fold-1" / "best.pt"
     line = told(checkpoint, new, capsys, "--allow-seen")
-    assert line == f"--allow-seen: {checkpoint} is one model, and no folder of folds"
+    assert line == f"--allow-seen: {checkpoint} is no folder of folds"
     assert "name data" in told(checkpoint, folds, capsys)
     assert told(folds / "fold-1", new, capsys) == (
         f"{folds / 'fold-1'}: a folder; of a run, name {checkpoint}"
