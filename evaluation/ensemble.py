@@ -114,8 +114,7 @@ class Ensemble:
         """Of the scans of these slices, those that folds have seen."""
         seen: dict[str, SeenBy] = {}
         for s in {(s.scan, s.patient): s for s in slices}.values():
-            parts = full_name(s)
-            name = next((end for i in range(len(parts)) if (end := parts[i:]) in self.scans), ())
+            name = self.name_in_training(s)
             of_scan = self.scans.get(name, set())
             # Where several folders are given, inferred patients stand behind the folder's name.
             known = {s.patient, os.path.basename(s.patient)} - {""}
@@ -128,6 +127,14 @@ class Ensemble:
                 before = seen.get(s.scan, SeenBy(set(), because))
                 seen[s.scan] = SeenBy(before.folds | folds, before.because)
         return seen
+
+    def name_in_training(self, s: Slice) -> tuple[str, ...]:
+        """The end of its path, the longest, that was a scan's name in training; () for none."""
+        for parts in (full_name(s), name_parts(os.path.abspath(s.source))):
+            for start in range(len(parts)):
+                if parts[start:] in self.scans:
+                    return parts[start:]
+        return ()
 
     def predict(
         self, dataset: Dataset, batch_size: int = 64, bar: tqdm | None = None

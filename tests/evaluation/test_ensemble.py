@@ -335,6 +335,23 @@ def test_a_scan_is_known_again_from_whatever_folder_it_is_read(
         assert f"some of its folds were trained on {scans}" in capsys.readouterr().err
 
 
+def test_a_volume_is_known_by_its_path_under_whatever_name(own, tmp_path, capsys):
+    """A manifest may give scans and patients names of its own."""
+    for split in own.glob("*/split.csv"):
+        subset = "test" if split.parent.name == "fold-2" else "train"
+        write_rows(split, [{"subset": subset, "patient": "", "scan": "left/p01.npy"}])
+    (tmp_path / "data" / "left").mkdir(parents=True)
+    np.save(tmp_path / "data" / "left" / "p01.npy", np.zeros((6, 16, 16), np.uint8))
+    manifest = tmp_path / "knees.csv"
+    manifest.write_text("path,label,patient,scan\ndata/left/p01.npy,left,anna,first\n")
+    assert run(own, manifest) == 2
+    assert f"1 scan{TOO_SURE}first (trained on as left/p01.npy);" in capsys.readouterr().err
+    assert run(own, manifest, "--allow-seen", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["p_right"]
+    assert run(own / "fold-2" / "best.pt", manifest, "--json") == 0
+    assert found == json.loads(capsys.readouterr().out)["p_right"]
+
+
 def test_another_spelling_of_a_patient_is_the_same_patient(named_by_folders, tmp_path, capsys):
     data = named_by_folders / "data" / "left"
     for name in ("K01 second visit", "k9"):
