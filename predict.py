@@ -4,6 +4,7 @@
     python predict.py runs/demo/best.pt FOLDER --output predictions
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
+    python predict.py runs/folds FOLDER                         # the mean of all folds
 
 Prints a line for each scan as soon as it is predicted: the calibrated probabilities (the mean of
 its slices', unless the model reads whole scans), the label that its name, folder or header gives,
@@ -12,6 +13,10 @@ with). --output is a folder for predictions.csv, a row for each slice or scan th
 scans.csv, which have their names when they are whole. A file that can't be read gets a row with the
 error, and the others go on. Names are read as those that the checkpoint was trained on, unless
 flags say otherwise.
+
+Of a folder that `train.py --folds` made, all folds are asked, and their mean is taken. Scans and
+patients that one of them was trained on are refused; --allow-seen has each of these judged by the
+fold that did not see it.
 
 Exit codes: 0 all predicted, 1 some files could not be, or a full disk, 2 unusable arguments or
 checkpoint, no path that is there, or --audit had nothing to compare, 3 --audit found a mismatch,
@@ -58,6 +63,7 @@ from evaluation.answers import (
     samples_at_a_time,
 )
 from evaluation.audit import VERDICTS, describe_scan, worst_first
+from evaluation.ensemble import Ensemble, holds_folds, is_folder_of_folds, open_folds
 from evaluation.trained import (
     describe_kept,
     naming_checkpoint,
@@ -87,13 +93,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="Exits with 3 if --audit finds a mismatch, with 1 if files can't be read.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt of a run")
+    checkpoint = "best.pt of a run, or a folder of folds: their mean"
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help=checkpoint)
     add("paths", nargs="*", metavar="PATH", help="images, volumes, folders, manifests; - for stdin")
     add("-o", "--output", type=Path, metavar="DIR", help="for predictions.csv and scans.csv")
     add("--audit", action="store_true", help="print mismatches and unsure scans only, worst first")
     add("--json", action="store_true", help="print a JSON object for each scan")
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
+    seen = "judge what folds were trained on by the fold that did not see it"
+    add("--allow-seen", action="store_true", help=seen)
     add_naming_arguments(parser)
     add(
         "-b",
@@ -115,8 +124,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     check_paths(args)
-    model = open_trained(args.checkpoint, choose_device(args.device))
-    args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
+    device = choose_device(args.device)
+    if is_folder_of_folds(args.checkpoint):
+        model = open_folds(args.checkpoint, device)
+        args.batch_size = model.samples_at_a_time(args.batch_size)
+    else:
+        model = open_trained(args.checkpoint, device)
+        args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
     for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
         try_folder(folder)
     if args.export:
@@ -129,11 +143,15 @@ def check_paths(args: argparse.Namespace) -> None:
 
     Raises UserError, and NotAFile for a checkpoint that is a pipe or a device.
     """
-    if args.checkpoint.is_dir():
+    if is_folder_of_folds(args.checkpoint):
+        check_ensemble_can(args)
+    elif args.checkpoint.is_dir():
         raise UserError(
             f"{args.checkpoint}: a folder; of a run, name {args.checkpoint / 'best.pt'}"
         )
-    if args.checkpoint.exists():
+    elif args.allow_seen:
+        raise UserError(f"--allow-seen: {args.checkpoint} is no folder of folds")
+    elif args.checkpoint.exists():
         check_regular(args.checkpoint)
     for name in ("output", "attention"):
         folder = getattr(args, name)
@@ -152,10 +170,19 @@ def check_paths(args: argparse.Namespace) -> None:
     if args.attention:
         check_matplotlib()
     for path in map(Path, args.paths):
-        if (path / "args.json").is_file() and (path / "last.pt").is_file():
+        is_run = (path / "args.json").is_file() and (path / "last.pt").is_file()
+        if is_run or holds_folds(path):
             raise UserError(
                 f"{path}: the folder of a run, whose pictures are of no knee; name data"
             )
+
+
+def check_ensemble_can(args: argparse.Namespace) -> None:
+    """Raise UserError for what is of one model alone."""
+    for name, what in (("attention", "draws what one model reads"), ("export", "writes one model")):
+        if path := getattr(args, name):
+            one = args.checkpoint / "fold-1" / "best.pt"
+            raise UserError(f"--{name} {path}: {what}, not the mean of folds; name one: {one}")
 
 
 def export(model: Perceiver, args: argparse.Namespace) -> None:
@@ -169,7 +196,7 @@ def export(model: Perceiver, args: argparse.Namespace) -> None:
     print_lines(f"exported to {args.export}", to_error=True)
 
 
-def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
+def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
     """Print and write what the model says of all paths. Returns the exit code."""
     classes = model.preprocessing["classes"]
     options = options_as_trained(model, args)
@@ -184,6 +211,9 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
         check_one_sequence(listing.slices)
     if not (listing.slices or listing.of_kind(*FAILURES)):
         raise UserError("no path was given: standard input or the manifest is empty")
+    if isinstance(model, Ensemble):
+        notes = model.choose_judges(listing.slices, args.allow_seen)
+        print_lines(*(f"note: {line}" for line in notes), to_error=True)
 
     done: list[Answers] = []
     scans: list[dict] = []

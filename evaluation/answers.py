@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from scans.cache import Decoded, decode_slices
 from scans.places import other_orientation, place_in_scan, rows_of_scans, unfit
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
+if TYPE_CHECKING:
+    from evaluation.ensemble import Ensemble
+
 CHUNK = 512  # slices decoded at a time, in whole scans: memory stays the same for any number
 CHUNK_BYTES = 2**28  # and their pixels
 
@@ -42,7 +45,7 @@ class Answers(NamedTuple):
 
 
 def predict_in_chunks(
-    model: Perceiver,
+    model: "Perceiver | Ensemble",
     listing: Listing,
     checkpoint: Path,
     batch_size: int = 64,
@@ -74,7 +77,10 @@ def predict_in_chunks(
                 rows, pixels = torch.tensor(rows).long(), torch.from_numpy(decoded.pixels)
                 dataset = Dataset(slices, pixels, rows, classes)
                 asked = [(s.name, s.scan) for s in slices]
-            predictions = predict(model, dataset, batch_size, bar=bar)
+            if isinstance(model, Perceiver):
+                predictions = predict(model, dataset, batch_size, bar=bar)
+            else:
+                predictions = model.predict(dataset, batch_size, bar)
             check_finite(predictions.logits, checkpoint)
             predictions = joined([predictions], classes, predictions.temperature)
             judged = [judge(scan, classes, unsure_below) for scan in predictions.scans]

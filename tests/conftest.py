@@ -3,6 +3,7 @@
 import csv
 import locale
 import os
+import shutil
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than processors are far slower
@@ -112,6 +113,43 @@ def whole_run(knees, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert train.main(["--data-dir", str(knees), "--output-dir", str(folder), *FLAGS]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def knees_of_nine(tmp_path_factory) -> Path:
+    """Of six patients in `old`, who are trained on, and three in `new`; a left and a right scan."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    write_knees(folder / "old", patients=9, slices=6)
+    (folder / "new").mkdir()
+    for patient in (6, 7, 8):
+        for path in (folder / "old").glob(f"OAI900000{patient}*"):
+            path.rename(folder / "new" / path.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folds(knees_of_nine) -> Path:
+    from folds import train_folds
+
+    train_folds(knees_of_nine / "old", knees_of_nine / "folds")
+    return knees_of_nine / "folds"
+
+
+@pytest.fixture
+def own(folds, tmp_path) -> Path:
+    """A copy, to be changed."""
+    shutil.copytree(folds, tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def new(knees_of_nine) -> Path:
+    return knees_of_nine / "new"
+
+
+@pytest.fixture
+def old(knees_of_nine) -> Path:
+    return knees_of_nine / "old"
 
 
 def assert_same_run(folder: Path, other: Path) -> None:

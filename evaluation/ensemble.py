@@ -1,0 +1,313 @@
+"""The models of all folds as one: the mean of what they say, but for scans that some have seen.
+
+    ensemble = open_folds(Path("runs/folds"))
+    ensemble.choose_judges(listing.slices)      # raises UserError for what was trained on
+    predictions = ensemble.predict(dataset)     # the mean of the calibrated probabilities
+
+A fold has seen the scans and patients of its train and val subsets, which its split.csv names: on
+these it looks better than it is.
+"""
+
+import os
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from common.csv_tables import read_csv
+from common.files import abridged, check_regular, read_json
+from common.program import UserError, counted, typed
+from dataset import Dataset
+from evaluation.answers import check_finite, samples_at_a_time
+from evaluation.predictions import Predictions, predict
+from evaluation.trained import KEPT, open_trained
+from perceiver import Perceiver, is_number, shown
+from scans.names import patient_key
+from scans.slices import Slice
+
+SEEN = "train", "val"  # on val the best epoch is chosen, and the calibration is fitted
+SUBSETS = (*SEEN, "test", "none")  # none: left out
+READ_BY = ("classes", "image_size", *KEPT, "orientation")  # what data is read by: the same for all
+MOST_FOLDS = 10_000
+
+
+class Fold(NamedTuple):
+    number: int  # from 1
+    path: Path  # best.pt
+    model: Perceiver
+
+
+class SeenBy(NamedTuple):
+    """Which folds have seen a scan, by its own name or by its patient's."""
+
+    folds: set[int]  # their places in the list of folds
+    because: str  # for the message; "" where the scan was trained on by this very name
+
+
+@dataclass
+class Ensemble:
+    """Models that were trained on parts of one archive.
+
+    It stands for a model where it is asked how data is read and from where on a scan is unsure.
+    """
+
+    folder: Path
+    folds: list[Fold]
+    unsure_below: float
+    # The last parts of a path that make up a scan's name, or a patient's key -> places of the folds
+    # that have seen it.
+    scans: dict[tuple[str, ...], set[int]]
+    patients: dict[str, set[int]]
+    # Scan -> places of the folds that judge it, where that is not all of them.
+    judges: dict[str, set[int]] = field(default_factory=dict)
+
+    @property
+    def preprocessing(self) -> dict:
+        """How data is read, by all as by the first; each has a scale of grey levels of its own."""
+        return self.folds[0].model.preprocessing
+
+    @property
+    def config(self) -> dict:
+        return self.folds[0].model.config
+
+    @property
+    def calibration(self) -> dict:
+        """Of its predictions, whose logits are calibrated already."""
+        return {"temperature": 1.0, "unsure_below": self.unsure_below}
+
+    def samples_at_a_time(self, most: int) -> int:
+        return min(samples_at_a_time(fold.model, fold.path, most) for fold in self.folds)
+
+    def choose_judges(self, slices: list[Slice], allow_seen: bool = False) -> list[str]:
+        """From here on a scan that folds have seen is judged by those that have not, if allowed.
+
+        Returns lines for a person, none where all scans are new. Raises UserError for scans that
+        were seen: by some of the folds unless that is allowed, or by all of them.
+        """
+        seen = self.find_seen(slices)
+        everyone = set(range(len(self.folds)))
+        if lost := [name for name, by in seen.items() if by.folds == everyone]:
+            raise UserError(
+                f"{self.folder}: all of its folds were trained on {counted(len(lost), 'scan')}, so "
+                f"that none can judge: {described(lost, seen)}"
+            )
+        if seen and not allow_seen:
+            raise UserError(
+                f"{self.folder}: some of its folds were trained on {counted(len(seen), 'scan')}, "
+                f"of which the mean would be too sure: {described(list(seen), seen)}; leave these "
+                "out, or --allow-seen has each judged by the fold that did not see it"
+            )
+        self.judges = {name: everyone - by.folds for name, by in seen.items()}
+        if not seen:
+            return []
+        alone = sum(len(judges) == 1 for judges in self.judges.values())
+        parts = [f"judged by one fold alone, which has not seen them: {counted(alone, 'scan')}"]
+        if several := len(seen) - alone:
+            parts.append(f"by the mean of the folds that have not: {several:,}")
+        new = len({s.scan for s in slices}) - len(seen)
+        return ["; ".join([*parts, f"new, by the mean of all {len(self.folds)}: {new:,}"])]
+
+    def find_seen(self, slices: list[Slice]) -> dict[str, SeenBy]:
+        """Of the scans of these slices, those that folds have seen."""
+        seen: dict[str, SeenBy] = {}
+        for s in {(s.scan, s.patient): s for s in slices}.values():
+            name = self.name_in_training(s)
+            of_scan = self.scans.get(name, set())
+            # Where several folders are given, inferred patients stand behind the folder's name.
+            known = {s.patient, os.path.basename(s.patient)} - {""}
+            of_patient = [self.patients.get(patient_key(patient), set()) for patient in known]
+            folds = of_scan.union(*of_patient)
+            because = "" if of_scan else f" (of patient {s.patient})"
+            if of_scan and name != name_parts(s.scan):
+                because = f" (trained on as {os.path.join(*name)})"
+            if folds:
+                before = seen.get(s.scan, SeenBy(set(), because))
+                seen[s.scan] = SeenBy(before.folds | folds, before.because)
+        return seen
+
+    def name_in_training(self, s: Slice) -> tuple[str, ...]:
+        """The end of its path, the longest, that was a scan's name in training; () for none."""
+        for parts in (full_name(s), name_parts(os.path.abspath(s.source))):
+            for start in range(len(parts)):
+                if parts[start:] in self.scans:
+                    return parts[start:]
+        return ()
+
+    def predict(
+        self, dataset: Dataset, batch_size: int = 64, bar: tqdm | None = None
+    ) -> Predictions:
+        """The mean of the calibrated probabilities of those folds that judge each sample.
+
+        Their logits are the logarithm of that mean, of which softmax at the temperature 1 is the
+        mean again: all that takes the predictions of one model takes these.
+        """
+        everyone = set(range(len(self.folds)))  # who judges what none has seen
+        judges = [self.judges.get(s.scan, everyone) for s in dataset.samples]
+        shape = len(self.folds), len(dataset), len(dataset.classes)
+        log_p = torch.full(shape, -inf, dtype=torch.double)  # who does not judge adds nothing
+        for part in torch.arange(len(dataset)).split(batch_size):
+            for place, fold in enumerate(self.folds):
+                samples = [i for i in part.tolist() if place in judges[i]]
+                if samples:
+                    subset = dataset.subset(dataset.rows[samples])
+                    found = predict(fold.model, subset, batch_size)
+                    check_finite(found.logits, fold.path)
+                    calibrated = found.logits.double() / found.temperature
+                    log_p[place, samples] = calibrated.log_softmax(dim=1)
+            if bar is not None:
+                bar.update(len(part))
+        counts = torch.tensor([len(of_sample) for of_sample in judges], dtype=torch.double)
+        log_mean = log_p.logsumexp(dim=0) - counts.log()[:, None]  # (samples, classes)
+        return Predictions(dataset, log_mean.float(), temperature=1.0)
+
+
+# ---- a folder of folds ---------------------------------------------------------------------------
+
+
+def is_folder_of_folds(folder: Path) -> bool:
+    return (folder / "folds.csv").is_file() or holds_folds(folder)
+
+
+def holds_folds(folder: Path) -> bool:
+    """Whether runs of folds lie in it; a folder of data may have a folds.csv of its own."""
+    return any(folder.glob("fold-*/args.json"))
+
+
+def open_folds(folder: Path, device: torch.device | str = "cpu") -> Ensemble:
+    """The models of a folder that `train.py --folds` made.
+
+    Raises UserError if a fold is missing or has not ended, if two of them read data differently,
+    and for tables that can't be used; CheckpointError or OSError as `open_trained` does.
+    """
+    numbers = fold_numbers(folder / "folds.csv")
+    paths = [folder / f"fold-{number}" / "best.pt" for number in numbers]
+    if lacking := [n for n, path in zip(numbers, paths, strict=True) if not path.exists()]:
+        raise UserError(f"{folder}: no best.pt in {how_to_train(folder, lacking)}")
+    folds = []
+    for number, path in zip(numbers, paths, strict=True):
+        check_regular(path)
+        folds.append(Fold(number, path, open_trained(path, device)))
+    # The mean of calibrated probabilities and of others is neither.
+    if unfinished := [f.number for f in folds if "unsure_below" not in f.model.calibration]:
+        raise UserError(f"{folder}: best.pt not calibrated in {how_to_train(folder, unfinished)}")
+    check_alike(folds)
+    scans, patients = read_seen([fold.path.with_name("split.csv") for fold in folds])
+    return Ensemble(folder, folds, read_unsure_below(folder, folds), scans, patients)
+
+
+def fold_numbers(path: Path) -> list[int]:
+    """The folds that a list of them has. Raises UserError."""
+    table = read_csv(path, "list of folds")
+    column = table.column("fold")
+    if column is None:
+        raise UserError(f"{path}: expected a column fold, got {', '.join(table.columns)!r}")
+    numbers = set()
+    for line, row in table.rows:
+        text = row[column].strip()
+        short = text.isdecimal() and len(text) <= len(f"{MOST_FOLDS}")
+        if not (short and 1 <= int(text) <= MOST_FOLDS):
+            got = shown(text)
+            raise UserError(f"{path}, line {line}: fold must be a number from 1 on, got {got}")
+        numbers.add(int(text))
+    if len(numbers) < 2:
+        raise UserError(f"{path}: {counted(len(numbers), 'fold')}, expected two or more")
+    return sorted(numbers)
+
+
+def how_to_train(folder: Path, numbers: list[int]) -> str:
+    """The end of a line about folds whose training has not begun or ended."""
+    names = abridged([f"fold-{number}" for number in numbers])
+    one = f" --fold {numbers[0]}" if len(numbers) == 1 else ""
+    return f"{names}: still to be trained: python train.py --resume {typed(folder)}{one}"
+
+
+def check_alike(folds: list[Fold]) -> None:
+    """Raise UserError, which names two of them, unless all read data as the first one does."""
+    first = folds[0]
+    for fold in folds[1:]:
+        pairs = [("slices or scans", *(f.model.config["input_axis"] for f in (first, fold)))]
+        for name in READ_BY:
+            pairs.append((name, *(f.model.preprocessing.get(name) for f in (first, fold))))
+        for name, one, other in pairs:
+            if one != other:
+                name = name if name not in KEPT else f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{first.path} and {fold.path} differ in {name}: {shown(one)} and "
+                    f"{shown(other)}: they are of different runs, and have no mean"
+                )
+
+
+def read_unsure_below(folder: Path, folds: list[Fold]) -> float:
+    """From which confidence on a scan is not `unsure`. Raises UserError."""
+    path = folder / "cross_validation.json"
+    calibration = None
+    if path.exists():
+        record = read_json(path, "record of a cross-validation")
+        calibration = record.get("calibration") if isinstance(record, dict) else record
+    if calibration is None:
+        # Each was fitted on few patients. The mean is at most as sure as its surest member: what
+        # is sure by the strictest of them is so for all.
+        return max(fold.model.calibration["unsure_below"] for fold in folds)
+    found = calibration.get("unsure_below") if isinstance(calibration, dict) else None
+    if not is_number(found, 0, 1):
+        raise UserError(f"{path}: calibration {shown(calibration)}: no unsure_below from 0 to 1")
+    return found
+
+
+# ---- what was seen -------------------------------------------------------------------------------
+
+
+def read_seen(paths: list[Path]) -> tuple[dict[tuple[str, ...], set[int]], dict[str, set[int]]]:
+    """Of the split.csv of each fold: `Ensemble.scans` and `Ensemble.patients`. Raises UserError."""
+    scans: dict[tuple[str, ...], set[int]] = {}
+    patients: dict[str, set[int]] = {}
+    for place, path in enumerate(paths):
+        table = read_csv(path, "split file")
+        columns = [table.column(name) for name in ("subset", "scan", "patient")]
+        if None in columns:
+            got = ", ".join(table.columns)
+            raise UserError(f"{path}: expected columns subset, scan and patient, got {got!r}")
+        for line, row in table.rows:
+            subset, scan, patient = (row[column] for column in columns)
+            if not scan:
+                raise UserError(f"{path}, line {line}: names no scan")
+            if subset not in SUBSETS:
+                text = f"subset must be one of {', '.join(SUBSETS)}, got {shown(subset)}"
+                raise UserError(f"{path}, line {line}: {text}")
+            if subset in SEEN:
+                scans.setdefault(name_parts(scan), set()).add(place)
+                if patient:
+                    patients.setdefault(patient_key(patient), set()).add(place)
+    return scans, patients
+
+
+def name_parts(scan: str) -> tuple[str, ...]:
+    """A scan's name by folders; case does not count, as in folders that are called like a label."""
+    parts = PurePath(os.path.normpath(scan.casefold())).parts
+    return parts[sum(part == ".." for part in parts) :]  # they stand first
+
+
+def full_name(s: Slice) -> tuple[str, ...]:
+    """A scan's name behind the folders in which it lies.
+
+    Its name starts from the folder that was given to predict.py, and its name in training from that
+    of --data-dir: of knees/left/p01 these may be left/p01 and p01, whose last parts are the same.
+    """
+    name, source = name_parts(s.scan), name_parts(os.path.abspath(s.source))
+    for end in (source, source[:-1]):  # a volume, a folder of images
+        if ends_with(end, name):
+            return end
+    if ends_with(source[:-1], name[:-1]):  # images whose names hold the number
+        return (*source[:-1], name[-1])
+    return name_parts(os.path.abspath(s.scan))  # told by a name, a pattern or a table
+
+
+def ends_with(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:
+    return parts[len(parts) - len(end) :] == end
+
+
+def described(names: list[str], seen: dict[str, SeenBy]) -> str:
+    return abridged([name + seen[name].because for name in sorted(names)])
