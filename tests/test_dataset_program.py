@@ -196,7 +196,7 @@ def test_a_start_checksums_the_pixels_once(knees, tmp_path, monkeypatch):
     arguments = ["--data-dir", str(knees), "--cache-dir", str(tmp_path / "cache"), *TINY]
     args = train.parse_args(arguments)
     for _ in ("first start", "second start"):
-        subsets = train.read_subsets(args, args.classes)
+        subsets = train.read_subsets(args, train.read_data(args, args.classes))
         assert sum(summed) == subsets["train"].pixels.nbytes == 128 * 16 * 16
         summed.clear()
 

@@ -226,7 +226,11 @@ def test_query_scale_multiplies_the_first_queries_and_nothing_else(ordered, tmp_
     models = []
     for more in (["--query-scale", "1"], []):
         args = train.parse_args([*flags, *more])
-        models.append(train.new_model(args, train.read_subsets(args, None)["train"]).state_dict())
+        models.append(
+            train.new_model(
+                args, train.read_subsets(args, train.read_data(args, None))["train"]
+            ).state_dict()
+        )
     for name, weight in models[0].items():
         factor = 6 if name.endswith("cross_attention.to_q.weight") else 1
         assert torch.equal(factor * weight, models[1][name]), name

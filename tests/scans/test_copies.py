@@ -76,7 +76,7 @@ def test_knees_of_different_patients_and_visits_are_no_copies(phantoms):
 def test_copy_under_another_patient_keeps_both_in_one_subset_and_is_named(planted, capsys):
     for seed in range(3):
         args = train.parse_args(["--data-dir", str(planted), *SIZE, "--seed", str(seed)])
-        subsets = train.read_subsets(args, args.classes)
+        subsets = train.read_subsets(args, train.read_data(args, args.classes))
         (where,) = [
             name
             for name, subset in subsets.items()
@@ -298,7 +298,7 @@ def test_slices_that_are_in_an_earlier_scan_of_their_patient_count_once(
     copied_scan, tmp_path, capsys
 ):
     args = train.parse_args(["--data-dir", str(copied_scan), *SIZE])
-    subsets = train.read_subsets(args, args.classes)
+    subsets = train.read_subsets(args, train.read_data(args, args.classes))
     said = "note: 11 slices exactly in an earlier scan of their patient, left out"
     assert said in capsys.readouterr().out
     used = [s.name for subset in subsets.values() for s in subset.samples]
@@ -310,7 +310,7 @@ def test_slices_that_are_in_an_earlier_scan_of_their_patient_count_once(
     splits.check_patients(scans, subset_of)
     split_tables.write_split(tmp_path / "split.csv", scans, subset_of)
     args.split_file = tmp_path / "split.csv"
-    again = train.read_subsets(args, args.classes)
+    again = train.read_subsets(args, train.read_data(args, args.classes))
     assert all(torch.equal(subsets[name].rows, again[name].rows) for name in subsets)
     sheet = ["--contact-sheet", str(tmp_path / "sheet.png")]
     capsys.readouterr()
@@ -318,7 +318,10 @@ def test_slices_that_are_in_an_earlier_scan_of_their_patient_count_once(
     assert said in capsys.readouterr().out
     # The experiment's own split has all slices.
     args = train.parse_args(["--data-dir", str(copied_scan), *SIZE, "--split", "scan"])
-    assert sum(map(len, train.read_subsets(args, args.classes).values())) == 64 + 12
+    assert (
+        sum(map(len, train.read_subsets(args, train.read_data(args, args.classes)).values()))
+        == 64 + 12
+    )
 
 
 def test_result_kept_by_another_version_is_not_taken(many, tmp_path, monkeypatch):
