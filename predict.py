@@ -3,6 +3,7 @@
     python predict.py runs/demo/best.pt knee_0.png knee_1.png
     python predict.py runs/demo/best.pt FOLDER --output predictions
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
+    python predict.py runs/demo/best.pt FOLDER --report report.html     # to look at, and to tick
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
 
 Prints a line for each scan as soon as it is predicted: the calibrated probabilities (the mean of
@@ -10,8 +11,9 @@ its slices', unless the model reads whole scans), the label that its name, folde
 and a verdict: `ok`, `mismatch`, `unsure` (too close to call) or `unknown` (nothing to compare
 with). --output is a folder for predictions.csv, a row for each slice or scan that is read, and
 scans.csv, which have their names when they are whole. A file that can't be read gets a row with the
-error, and the others go on. Names are read as those that the checkpoint was trained on, unless
-flags say otherwise.
+error, and the others go on. --report is one HTML file with a card for each scan, worst first, and
+ticks that are saved as a table for --labels. Names are read as those that the checkpoint was
+trained on, unless flags say otherwise.
 
 Exit codes: 0 all predicted, 1 some files could not be, or a full disk, 2 unusable arguments or
 checkpoint, no path that is there, or --audit had nothing to compare, 3 --audit found a mismatch,
@@ -32,6 +34,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -58,7 +61,9 @@ from evaluation.answers import (
     predict_in_chunks,
     samples_at_a_time,
 )
-from evaluation.predictions import shown_class
+from evaluation.cards import CardMaker
+from evaluation.page import check_page, write_page
+from evaluation.predictions import Predictions, shown_class, urgency
 from evaluation.trained import (
     describe_kept,
     naming_checkpoint,
@@ -94,6 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("-o", "--output", type=Path, metavar="DIR", help="for predictions.csv and scans.csv")
     add("--audit", action="store_true", help="print mismatches and unsure scans only, worst first")
     add("--json", action="store_true", help="print a JSON object for each scan")
+    add("--report", type=Path, metavar="HTML", help="a page to look at: a card for each scan")
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
     add_naming_arguments(parser)
@@ -119,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
     check_paths(args)
     model = open_trained(args.checkpoint, choose_device(args.device))
     args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
-    for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
+    files = [path.parent for path in (args.export, args.report) if path]
+    for folder in filter(None, (args.output, args.attention, *files)):
         try_folder(folder)
     if args.export:
         export(model, args)
@@ -149,6 +156,8 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError(f"--export {args.export}: expected a name that ends in .onnx")
     if args.export and not args.export.parent.is_dir():
         raise UserError(f"--export {args.export}: no such folder: {args.export.parent}")
+    if args.report:
+        check_page(args.report)
     if args.paths and not any(path == "-" or os.path.exists(path) for path in args.paths):
         raise UserError(f"{abridged(args.paths)}: no such file or folder")
     if args.attention:
@@ -190,11 +199,17 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
     done: list[Answers] = []
     scans: list[dict] = []
     lines = ScanLines(listing.slices, classes, args)
+    maker = CardMaker(len({s.scan for s in listing.slices})) if args.report else None
     tables = open_tables(args.output, classes) if args.output else nullcontext(None)
     with signals.orderly(), tables as add_to_tables:
         try:
             for answers in predict_in_chunks(
-                model, listing, args.checkpoint, args.batch_size, args.workers
+                model,
+                listing,
+                args.checkpoint,
+                args.batch_size,
+                args.workers,
+                maker.add if maker else None,
             ):
                 done.append(answers)
                 scans += answers.scans
@@ -216,15 +231,14 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
         lines.print_text(
             f"{len(scans)} {'scan' if len(scans) == 1 else 'scans'}: {text}{unreadable}"
         )
+    if maker:
+        figures = figures_of(scans, len(problems), model, args)
+        write_page(args.report, "Scans, worst first", figures, maker.cards(), classes)
+        print_lines(f"report: {args.report}", to_error=True)
     if args.attention:
-        from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
-
         parts = [answers.predictions for answers in done]
         predictions = joined(parts, classes, model.calibration["temperature"])
-        verdicts = [row["verdict"] for row in scans]
-        more = args.batch_size, args.workers
-        with made_folder(args.attention):
-            draw_attention(model, predictions, verdicts, args.attention, *more)
+        draw(model, predictions, [row["verdict"] for row in scans], args)
     if lines.failure:
         raise lines.failure
     if args.audit and not any(row["expected"] for row in scans):
@@ -236,13 +250,40 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
 
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
     """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
+    needing = [row for row in rows if row["verdict"] in ("mismatch", "unsure")]
+    return sorted(needing, key=lambda row: urgency(row, classes))
 
-    def confidence(row: dict) -> float:
-        return max(row[f"p_{name}"] for name in classes)
 
-    mismatches = [row for row in rows if row["verdict"] == "mismatch"]
-    unsure = [row for row in rows if row["verdict"] == "unsure"]
-    return sorted(mismatches, key=confidence, reverse=True) + sorted(unsure, key=confidence)
+def draw(
+    model: Perceiver, predictions: Predictions, verdicts: list[str], args: argparse.Namespace
+) -> None:
+    from evaluation.explain import draw_attention
+
+    more = args.batch_size, args.workers
+    with made_folder(args.attention):
+        draw_attention(model, predictions, verdicts, args.attention, *more)
+
+
+def figures_of(
+    scans: list[dict], unreadable: int, model: Perceiver, args: argparse.Namespace
+) -> list[tuple[str, str]]:
+    """Name and value of what stands on top of the report's page."""
+    compared = [row for row in scans if row["expected"]]
+    right = sum(row["label"] == row["expected"] for row in compared)
+    share = f"{right / len(compared):.1%}: {right:,} of " if compared else ""
+    counts = Counter(row["verdict"] for row in scans)
+    sure = model.calibration.get("unsure_below")
+    return [
+        ("scans", f"{len(scans):,}"),
+        *((verdict, f"{counts[verdict]:,}") for verdict in VERDICTS if counts[verdict]),
+        *([("unreadable", f"{unreadable:,}")] if unreadable else []),
+        ("as expected", f"{share}{len(compared):,} compared"),
+        ("unsure below", f"{sure:.3f}" if sure else "not calibrated"),
+        ("data", abridged(args.paths)),
+        *([("labels", abridged(args.labels))] if args.labels else []),
+        ("checkpoint", f"{args.checkpoint}"),
+        ("written", f"{datetime.now():%Y-%m-%d %H:%M}"),
+    ]
 
 
 # ---- lines ---------------------------------------------------------------------------------------
@@ -258,7 +299,7 @@ class ScanLines:
     def __init__(self, slices: list[Slice], classes: list[str], args: argparse.Namespace):
         self.classes, self.as_json = classes, args.json
         self.width = max((len(printable(s.scan)) for s in slices), default=0)
-        self.goes_on = bool(args.output or args.attention)
+        self.goes_on = bool(args.output or args.attention or args.report)
         self.failure: OSError | None = None
 
     def print(self, rows: Iterable[dict]) -> None:

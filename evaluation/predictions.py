@@ -6,7 +6,7 @@ for scan in predictions.scans:
     print(scan.name, judge(scan, predictions.classes, unsure_below=0.8))
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -172,6 +172,20 @@ def judge(scan: Scan, classes: list[str], unsure_below: float) -> dict:
         "expected": scan.label,
         "verdict": verdict,
     }
+
+
+def urgency(row: dict, classes: Sequence[str]) -> tuple[int, float]:
+    """Sort key of rows of scans.csv, worst first.
+
+    Mismatches, surest first; unsure scans, least sure first; the rest by how little is left for the
+    label that is expected, at the end those of which nothing is.
+    """
+    surest = max(row[f"p_{name}"] for name in classes)
+    if row["verdict"] == "mismatch":
+        return 0, -surest
+    if row["verdict"] == "unsure":
+        return 1, surest
+    return (2, row[f"p_{row['expected']}"]) if row["expected"] else (3, surest)
 
 
 def shown_class(label: str, classes: list[str]) -> str:
