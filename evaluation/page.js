@@ -288,7 +288,6 @@ function step(by) {
 function toggleHelp() {
   byId("keys").hidden = !byId("keys").hidden;
   byId("help").setAttribute("aria-expanded", !byId("keys").hidden);
-  if (!byId("keys").hidden) byId("keys").scrollIntoView({ block: "nearest" });
 }
 
 // ---- keys ----------------------------------------------------------------------------------------
@@ -303,6 +302,7 @@ const ACTIONS = {
   s: save,
   "/": () => byId("search").focus(),
   "?": toggleHelp,
+  Escape: () => byId("keys").hidden || toggleHelp(),
 };
 
 function press(event) {
