@@ -158,6 +158,8 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError(f"--export {args.export}: no such folder: {args.export.parent}")
     if args.report:
         check_page(args.report)
+    if args.report and not args.paths:
+        raise UserError(f"--report {args.report}: of nothing; name at least one PATH")
     if args.paths and not any(path == "-" or os.path.exists(path) for path in args.paths):
         raise UserError(f"{abridged(args.paths)}: no such file or folder")
     if args.attention:

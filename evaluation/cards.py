@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common import signals
 from evaluation.explain import maps_of_slices
@@ -80,7 +81,7 @@ class CardMaker:
 
     def cards(self) -> list[Card]:
         """All cards, with the attention of the worst."""
-        for _, place, model, shown in self.waiting:
+        for _, place, model, shown in tqdm(self.waiting, "attention", leave=False, disable=None):
             signals.check()
             maps = slices_of(torch.from_numpy(maps_of_slices(model, shown.batch)[:, -1:])).numpy()
             # The slices of a scan that is read whole have one scale of colours.

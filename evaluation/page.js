@@ -114,7 +114,8 @@ function save() {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   saved = true;
-  say(`Saved ${Object.keys(ticks).length} ticks as corrected.csv: --labels corrected.csv takes it.`);
+  const count = Object.keys(ticks).length;
+  say(`Saved as corrected.csv, ${count} ticked; --labels corrected.csv takes it.`);
 }
 
 // ---- cards ---------------------------------------------------------------------------------------
@@ -179,7 +180,8 @@ function makeChoice(place, built, text) {
     if (built.choice.value) choose(place, built.choice.value);
     else if (ticks[place]) tick(place, "wrong");
   });
-  return make("label", {}, `${text} `, built.choice);
+  const key = make("kbd", { "aria-hidden": "true" }, "w");
+  return make("label", {}, `${text} `, built.choice, " ", key);
 }
 
 function toggleAttention(place) {
@@ -246,7 +248,7 @@ function filter() {
     count += shown;
   });
   byId("none").hidden = count > 0;
-  if (current >= 0 && cards[current].hidden) go(-1);
+  if (current >= 0 && cards[current].hidden) mark(-1);
   say(`${count.toLocaleString("en")} of ${scans.length.toLocaleString("en")} scans shown.`);
 }
 
@@ -268,12 +270,16 @@ function say(text) {
   byId("status").textContent = text + lost;
 }
 
-function go(place) {
+// The card that keys are for: where the focus is, or was last.
+function mark(place) {
   if (current >= 0) cards[current].classList.remove("current");
   current = place;
-  if (place < 0) return;
+  if (place >= 0) cards[place].classList.add("current");
+}
+
+function go(place) {
   build(place);
-  cards[place].classList.add("current");
+  mark(place);
   cards[place].focus({ preventScroll: true });
   cards[place].scrollIntoView({ block: "start" });
 }
@@ -305,6 +311,8 @@ const ACTIONS = {
   Escape: () => byId("keys").hidden || toggleHelp(),
 };
 
+const MOVES = ["j", "k", "ArrowDown", "ArrowUp"];
+
 function press(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
   const typing = event.target.matches("input, select");
@@ -314,10 +322,11 @@ function press(event) {
     if (current >= 0) cards[current].focus({ preventScroll: true });
   }
   if (typing) return;
-  const action = KEYS[event.key] ? () => current >= 0 && tick(current, KEYS[event.key]) : ACTIONS[event.key];
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key; // caps lock
+  const action = KEYS[key] ? () => current >= 0 && tick(current, KEYS[key]) : ACTIONS[key];
   if (!action) return;
   event.preventDefault();
-  action();
+  if (!event.repeat || MOVES.includes(key)) action(); // a key that is held ticks once
 }
 
 document.addEventListener("keydown", press);
@@ -341,11 +350,7 @@ const near = new IntersectionObserver(
   { rootMargin: "800px" }
 );
 for (const card of cards) {
-  card.addEventListener("pointerdown", () => {
-    if (current >= 0) cards[current].classList.remove("current");
-    current = cards.indexOf(card);
-    card.classList.add("current");
-  });
+  card.addEventListener("focusin", () => mark(cards.indexOf(card)));
   near.observe(card);
 }
 byId("ticked").textContent = Object.keys(ticks).length;

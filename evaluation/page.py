@@ -42,7 +42,7 @@ def check_page(path: Path, flag: str = "--report") -> None:
     """Raise UserError, before anything slow, if no page can be written there."""
     if path.is_dir():
         raise UserError(f"{flag} {path}: a folder; name a file that ends in .html")
-    if path.suffix.lower() not in (".html", ".htm"):
+    if path.suffix.lower() != ".html":
         raise UserError(f"{flag} {path}: expected a name that ends in .html")
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: no such folder: {path.parent}")
