@@ -201,7 +201,8 @@ def predict_paths(model: Perceiver, args: argparse.Namespace) -> int:
     done: list[Answers] = []
     scans: list[dict] = []
     lines = ScanLines(listing.slices, classes, args)
-    maker = CardMaker(len({s.scan for s in listing.slices})) if args.report else None
+    count = len({s.scan for s in listing.slices})
+    maker = CardMaker(count, args.workers) if args.report else None
     tables = open_tables(args.output, classes) if args.output else nullcontext(None)
     with signals.orderly(), tables as add_to_tables:
         try:

@@ -112,10 +112,12 @@ def test_five_slices_are_drawn_from_the_first_to_the_last():
 # ---- cards ---------------------------------------------------------------------------------------
 
 
-def predictions_of(scans: int, whole: bool, slices: int = 8) -> tuple[Perceiver, Predictions]:
+def predictions_of(
+    scans: int, whole: bool, folder: str | Path = "none", slices: int = 8
+) -> tuple[Perceiver, Predictions]:
     """Of scans whose slices are given from the last to the first, as grey as their numbers."""
     found = [
-        Slice(f"s{i}_{number}.png", None, "right", f"p{i}", f"s{i}", number)
+        Slice(f"{folder}/s{i}_{number}.png", None, "right", f"p{i}", f"s{i}", number)
         for i in range(scans)
         for number in (range(slices) if whole else reversed(range(slices)))
     ]
@@ -153,6 +155,26 @@ def test_cards_show_slices_in_order_and_attention_of_what_needs_a_person(whole, 
         assert cards[0].shares == pytest.approx(predictions.probabilities[7::-1, 1].tolist())
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_slices_of_what_needs_a_person_are_drawn_from_their_files(tmp_path, whole):
+    """Twice as large as the model's, a dot in each, and the first slice first."""
+    model, predictions = predictions_of(2, whole, tmp_path)
+    for s in predictions.dataset.slices:
+        pixels = np.full((24, 32), 20 * s.number, np.uint8)
+        pixels[:4, :4] = 255
+        Image.fromarray(pixels).save(s.source)
+    maker = CardMaker(2, workers=1)
+    maker.add(model, predictions, [judge(scan, CLASSES, 1.0) for scan in predictions.scans])
+    for one in maker.cards():
+        assert one.row["verdict"] == "unsure"
+        for drawn in (one.strip, one.attention):
+            picture = np.asarray(Image.open(io.BytesIO(drawn)).convert("L"), dtype=int)
+            assert picture.shape == (168, 5 * 224 + 8)
+            if drawn is one.strip:
+                assert np.abs(picture[100, 112::226] - 20 * np.array(one.drawn)).max() < 4
+                assert picture[8, 8::226].min() > 245
+
+
 # ---- predict.py --report -------------------------------------------------------------------------
 
 
@@ -176,6 +198,12 @@ def test_report_beside_audit_json_and_tables(finished_run, archive, tmp_path, ca
     assert code in (0, 3)
     text, scans = text_of(page), data_of(page)["scans"]
     assert len(scans) == 17 and "of 17 compared" in text and str(finished_run) in text
+    for scan, block in zip(scans, map(json.loads, scripts(page)[:-1]), strict=True):
+        needs_a_person = scan[3] in ("mismatch", "unsure")
+        strip = Image.open(io.BytesIO(base64.b64decode(block["strip"])))
+        slices = len(block["drawn"])
+        assert strip.width == slices * (224 if needs_a_person else 16) + 2 * (slices - 1)
+        assert bool(block["attention"]) == needs_a_person
     assert next(row for row in scans if "_1_9_RIGHT" in row[0])[1:3] == ["right", "left"]
     assert text.count('"strip":') == 17 and text.count("<article") == 17
     assert (tmp_path / "out" / "scans.csv").is_file()

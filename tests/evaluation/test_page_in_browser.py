@@ -79,7 +79,8 @@ def a_few():
 
 def shown(page) -> list[str]:
     """Not as inner_text: what is out of view is not laid out."""
-    return [name.split(" ", 1)[1] for name in page.locator("article:visible h2").all_text_contents()]
+    names = page.locator("article:visible h2").all_text_contents()
+    return [name.split(" ", 1)[1] for name in names]
 
 
 def current(page) -> str:
