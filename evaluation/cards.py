@@ -136,7 +136,8 @@ def decoded_again(slices: list[Slice], shown: Shown, workers: int | None) -> lis
         return shown.images
     pixels, rows = torch.from_numpy(decoded.pixels), torch.tensor(shown.drawn)
     if shown.batch.ndim == 5:
-        rows = rows_of_scans(slices, shown.count)[:, shown.rows]
+        # The model gets places between slices; of two slices in one picture nobody can judge.
+        rows = rows_of_scans(slices, shown.count)[:, shown.rows].round().long()
     batch = Dataset(slices, pixels, rows, []).batch(torch.arange(len(rows)))
     return list(slices_of(batch).numpy())
 
