@@ -294,6 +294,7 @@ function step(by) {
 function toggleHelp() {
   byId("keys").hidden = !byId("keys").hidden;
   byId("help").setAttribute("aria-expanded", !byId("keys").hidden);
+  if (!byId("keys").hidden) byId("keys").scrollIntoView({ block: "nearest" }); // of a low window
 }
 
 // ---- keys ----------------------------------------------------------------------------------------
