@@ -3,6 +3,7 @@
     python predict.py runs/demo/best.pt knee_0.png knee_1.png
     python predict.py runs/demo/best.pt FOLDER --output predictions
     python predict.py runs/demo/best.pt FOLDER --audit          # only what needs a person
+    python predict.py runs/demo/best.pt FOLDER --report report.html     # to look at, and to tick
     find FOLDER -name '*.png' | python predict.py runs/demo/best.pt - --json
     python predict.py runs/folds FOLDER                         # the mean of all folds
 
@@ -11,8 +12,9 @@ its slices', unless the model reads whole scans), the label that its name, folde
 and a verdict: `ok`, `mismatch`, `unsure` (too close to call) or `unknown` (nothing to compare
 with). --output is a folder for predictions.csv, a row for each slice or scan that is read, and
 scans.csv, which have their names when they are whole. A file that can't be read gets a row with the
-error, and the others go on. Names are read as those that the checkpoint was trained on, unless
-flags say otherwise.
+error, and the others go on. --report is one HTML file with a card for each scan, worst first, and
+ticks that are saved as a table for --labels. Names are read as those that the checkpoint was
+trained on, unless flags say otherwise.
 
 Of a folder that `train.py --folds` made, all folds are asked, and their mean is taken. Scans and
 patients that one of them was trained on are refused; --allow-seen has each of these judged by the
@@ -37,6 +39,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -63,7 +66,10 @@ from evaluation.answers import (
     samples_at_a_time,
 )
 from evaluation.audit import VERDICTS, describe_scan, worst_first
+from evaluation.cards import CardMaker
 from evaluation.ensemble import Ensemble, holds_folds, is_folder_of_folds, open_folds
+from evaluation.page import check_page, write_page
+from evaluation.predictions import Predictions
 from evaluation.trained import (
     describe_kept,
     naming_checkpoint,
@@ -99,6 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("-o", "--output", type=Path, metavar="DIR", help="for predictions.csv and scans.csv")
     add("--audit", action="store_true", help="print mismatches and unsure scans only, worst first")
     add("--json", action="store_true", help="print a JSON object for each scan")
+    add("--report", type=Path, metavar="HTML", help="a page to look at: a card for each scan")
     add("--attention", type=Path, metavar="DIR", help="draw what is read: each slice, each scan")
     add("--export", type=Path, metavar="MODEL.onnx", help="write the model as ONNX, too")
     seen = "judge what folds were trained on by the fold that did not see it"
@@ -131,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         model = open_trained(args.checkpoint, device)
         args.batch_size = samples_at_a_time(model, args.checkpoint, args.batch_size)
-    for folder in filter(None, (args.output, args.attention, args.export and args.export.parent)):
+    files = [path.parent for path in (args.export, args.report) if path]
+    for folder in filter(None, (args.output, args.attention, *files)):
         try_folder(folder)
     if args.export:
         export(model, args)
@@ -165,6 +173,10 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError(f"--export {args.export}: expected a name that ends in .onnx")
     if args.export and not args.export.parent.is_dir():
         raise UserError(f"--export {args.export}: no such folder: {args.export.parent}")
+    if args.report:
+        check_page(args.report)
+    if args.report and not args.paths:
+        raise UserError(f"--report {args.report}: of nothing; name at least one PATH")
     if args.paths and not any(path == "-" or os.path.exists(path) for path in args.paths):
         raise UserError(f"{abridged(args.paths)}: no such file or folder")
     if args.attention:
@@ -218,11 +230,18 @@ def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
     done: list[Answers] = []
     scans: list[dict] = []
     lines = ScanLines(listing.slices, classes, args)
+    count = len({s.scan for s in listing.slices})
+    maker = CardMaker(count, args.workers) if args.report else None
     tables = open_tables(args.output, classes) if args.output else nullcontext(None)
     with signals.orderly(), tables as add_to_tables:
         try:
             for answers in predict_in_chunks(
-                model, listing, args.checkpoint, args.batch_size, args.workers
+                model,
+                listing,
+                args.checkpoint,
+                args.batch_size,
+                args.workers,
+                maker.add if maker else None,
             ):
                 done.append(answers)
                 scans += answers.scans
@@ -244,15 +263,14 @@ def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
         lines.print_text(
             f"{len(scans)} {'scan' if len(scans) == 1 else 'scans'}: {text}{unreadable}"
         )
+    if maker:
+        figures = figures_of(scans, len(problems), model, args)
+        write_page(args.report, "Scans, worst first", figures, maker.cards(), classes)
+        print_lines(f"report: {args.report}", to_error=True)
     if args.attention:
-        from evaluation.explain import draw_attention  # matplotlib, which takes a while to start
-
         parts = [answers.predictions for answers in done]
         predictions = joined(parts, classes, model.calibration["temperature"])
-        verdicts = [row["verdict"] for row in scans]
-        more = args.batch_size, args.workers
-        with made_folder(args.attention):
-            draw_attention(model, predictions, verdicts, args.attention, *more)
+        draw(model, predictions, [row["verdict"] for row in scans], args)
     if lines.failure:
         raise lines.failure
     if args.audit and not any(row["expected"] for row in scans):
@@ -260,6 +278,38 @@ def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
     if args.audit and counts["mismatch"]:
         return 3
     return 1 if problems else 0
+
+
+def draw(
+    model: Perceiver, predictions: Predictions, verdicts: list[str], args: argparse.Namespace
+) -> None:
+    from evaluation.explain import draw_attention
+
+    more = args.batch_size, args.workers
+    with made_folder(args.attention):
+        draw_attention(model, predictions, verdicts, args.attention, *more)
+
+
+def figures_of(
+    scans: list[dict], unreadable: int, model: Perceiver, args: argparse.Namespace
+) -> list[tuple[str, str]]:
+    """Name and value of what stands on top of the report's page."""
+    compared = [row for row in scans if row["expected"]]
+    right = sum(row["label"] == row["expected"] for row in compared)
+    share = f"{right / len(compared):.1%}: {right:,} of " if compared else ""
+    counts = Counter(row["verdict"] for row in scans)
+    sure = model.calibration.get("unsure_below")
+    return [
+        ("scans", f"{len(scans):,}"),
+        *((verdict, f"{counts[verdict]:,}") for verdict in VERDICTS if counts[verdict]),
+        *([("unreadable", f"{unreadable:,}")] if unreadable else []),
+        ("as expected", f"{share}{len(compared):,} compared"),
+        ("unsure below", f"{sure:.3f}" if sure else "not calibrated"),
+        ("data", abridged(args.paths)),
+        *([("labels", abridged(args.labels))] if args.labels else []),
+        ("checkpoint", f"{args.checkpoint}"),
+        ("written", f"{datetime.now():%Y-%m-%d %H:%M}"),
+    ]
 
 
 # ---- lines ---------------------------------------------------------------------------------------
@@ -275,7 +325,7 @@ class ScanLines:
     def __init__(self, slices: list[Slice], classes: list[str], args: argparse.Namespace):
         self.classes, self.as_json = classes, args.json
         self.width = max((len(printable(s.scan)) for s in slices), default=0)
-        self.goes_on = bool(args.output or args.attention)
+        self.goes_on = bool(args.output or args.attention or args.report)
         self.failure: OSError | None = None
 
     def print(self, rows: Iterable[dict]) -> None:

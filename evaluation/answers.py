@@ -50,8 +50,11 @@ def predict_in_chunks(
     checkpoint: Path,
     batch_size: int = 64,
     workers: int | None = None,
+    look: Callable[[Perceiver, Predictions, list[dict]], None] | None = None,
 ) -> Iterator[Answers]:
     """Decode and predict all slices, some whole scans at a time; last what is no slice at all.
+
+    look: gets the predictions and rows of scans while their pixels are there (CardMaker.add).
 
     Raises UserError, which names the checkpoint, where a prediction is not finite.
     """
@@ -82,8 +85,10 @@ def predict_in_chunks(
             else:
                 predictions = model.predict(dataset, batch_size, bar)
             check_finite(predictions.logits, checkpoint)
-            predictions = joined([predictions], classes, predictions.temperature)
             judged = [judge(scan, classes, unsure_below) for scan in predictions.scans]
+            if look:
+                look(model, predictions, judged)
+            predictions = joined([predictions], classes, predictions.temperature)
             bar.clear()  # lines are printed in its place
             yield Answers(asked, predictions, judged, problems, decoded.depths)
     if failures := {problem.path: problem for problem in listing.of_kind(*FAILURES)}:

@@ -51,15 +51,24 @@ def judge_out_of_fold(scans: list[Scan], classes: list[str]) -> list[dict]:
     return rows
 
 
+def urgency(row: dict, classes: list[str]) -> tuple[int, float]:
+    """Sort key of rows of scans.csv, worst first.
+
+    Mismatches, surest first; unsure scans, least sure first; the rest by how little is left for the
+    label that is expected, at the end those of which nothing is.
+    """
+    surest = max(row[f"p_{name}"] for name in classes)
+    if row["verdict"] == "mismatch":
+        return 0, -surest
+    if row["verdict"] == "unsure":
+        return 1, surest
+    return (2, row[f"p_{row['expected']}"]) if row["expected"] else (3, surest)
+
+
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
     """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
-
-    def confidence(row: dict) -> float:
-        return max(row[f"p_{name}"] for name in classes)
-
-    mismatches = [row for row in rows if row["verdict"] == "mismatch"]
-    unsure = [row for row in rows if row["verdict"] == "unsure"]
-    return sorted(mismatches, key=confidence, reverse=True) + sorted(unsure, key=confidence)
+    needing = [row for row in rows if row["verdict"] in ("mismatch", "unsure")]
+    return sorted(needing, key=lambda row: urgency(row, classes))
 
 
 def describe_scan(row: dict, classes: list[str], width: int = 0, colour: str = "") -> str:

@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Dataset
-from evaluation import plots
 from evaluation.predictions import Answer, Predictions
 from perceiver import CrossAttention, Perceiver, ReadTokens, autocast, evaluating
 from scans.cache import decode_slices
@@ -38,6 +37,8 @@ def draw_attention(
     verdicts: one for each of predictions.scans. The slices are decoded again, scan by scan, in the
     order of the scan: paths come in any, such as a shell's 0, 1, 10, 11, ..., 2.
     """
+    from evaluation import plots  # matplotlib, without which attention can be computed
+
     size, known = tuple(model.preprocessing["image_size"]), predictions.dataset
     scans = zip(predictions.scans, verdicts, strict=True)
     for scan, verdict in tqdm(scans, "drawing", len(verdicts), leave=False, disable=None):
@@ -73,6 +74,8 @@ def maps_of_slices(model: Perceiver, pixels: Tensor) -> np.ndarray:
 
 def draw_whole(model: Perceiver, pixels: Tensor, title: list[str], folder: Path, name: str) -> None:
     """Two montages of a scan that is read whole, uint8 (1, 1, slices, height, width)."""
+    from evaluation import plots
+
     grey = pixels[0, 0].numpy()
     attention = maps_of_slices(model, pixels)[0]  # (depth, slices, height, width)
     slopes = saliency(model, model.normalise(pixels.to(model.latents.device)))[0]

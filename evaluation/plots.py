@@ -24,6 +24,7 @@ from common.pictures import (
 from common.program import counted
 from evaluation.metrics import Outcomes, confidence_bins
 from evaluation.predictions import Example
+from evaluation.strips import overlay
 
 COLOURS = TRAIN_COLOUR, VAL_COLOUR = "#1f6fb2", "#d1495b"
 MOST_DOTS = 40  # epochs; of more the lines are drawn without dots
@@ -246,21 +247,6 @@ def area_text(area: dict | None, otherwise: str) -> str:
 
 
 # ---- slices --------------------------------------------------------------------------------------
-
-
-def overlay(image: ArrayLike, attention: ArrayLike, highest: float | None = None) -> np.ndarray:
-    """An image (height, width) from 0 to 255 in colours (height, width, 3) from 0 to 1.
-
-    Where a map of the same shape is high it is tinted, red to yellow at `highest`, by default near
-    its own maximum. At least half of each pixel is the image's own grey, so that what is looked at
-    can be seen.
-    """
-    attention = np.asarray(attention)
-    highest = float(np.percentile(attention, 99.5)) if highest is None else highest
-    share = (attention / max(highest, 1e-12)).clip(0, 1)
-    tint = matplotlib.colormaps["autumn"](share)[..., :3]
-    weight = 0.5 * share[..., None]
-    return (1 - weight) * np.asarray(image)[..., None] / 255 + weight * tint
 
 
 def draw_attention(title: list[str], image: ArrayLike, maps: ArrayLike, path: Path) -> None:

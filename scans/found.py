@@ -40,13 +40,17 @@ class Found:
         name = names.VOLUME_ENDING.fullmatch(name)[1] if self.volume else os.path.splitext(name)[0]
         return f"{folder}/{name}" if folder else name
 
+    def scan_below(self, prefix: str) -> str:
+        """The scan's name with a prefix before it, unless it is AKOA's."""
+        if prefix and not names.AKOA_NAME.fullmatch(f"{self.scan}_0"):
+            return os.path.join(prefix, self.scan)
+        return self.scan
+
     def slices(self, prefix: str = "") -> Iterator[Slice]:
-        """Its slices; a prefix stands before the scan's name, unless that is AKOA's, and before
-        a patient's that was inferred.
+        """Its slices; a prefix stands before the scan's name (see `scan_below`), and before a
+        patient's that was inferred.
         """
-        scan, patient = self.scan, self.patient
-        if prefix and not names.AKOA_NAME.fullmatch(f"{scan}_0"):
-            scan = os.path.join(prefix, scan)
+        scan, patient = self.scan_below(prefix), self.patient
         if prefix and self.way == INFERRED:
             patient = os.path.join(prefix, patient)
         if self.volume is None:

@@ -26,7 +26,7 @@ from scans.columns import (
 )
 from scans.found import DICOM, EACH, INFERRED, NAMES, PATTERN, TABLE, Found
 from scans.label_tables import LabelTables
-from scans.labels import labels_of_tables, tell_labels
+from scans.labels import correct_labels, labels_of_tables, tell_labels
 from scans.names import label_of_word, natural_order
 from scans.patients import infer_patients
 from scans.searching import Search
@@ -46,11 +46,13 @@ def identify(
     problems: list[Problem],
     root: str = "",
     tables: LabelTables | None = None,
+    prefix: str = "",
 ) -> Known:
     """Fill in labels, scans, numbers and patients; says how patients are known, and which are not.
 
     root is the folder that all are in, or "" for files that were named one by one: the folders of
-    those are those of the machine, and their names come first.
+    those are those of the machine, and their names come first. prefix is what will stand before the
+    names of scans, by which a table of scans knows them.
 
     Copies of images whose own names tell their scan are removed from `found`. What is wrong goes to
     `problems`.
@@ -59,7 +61,7 @@ def identify(
     unmatched = tell_by_pattern(found, pattern, classes, problems) if pattern else set()
     tell_by_names(found, classes)
     matched = [item for item in found if item not in unmatched]
-    if tables:
+    if tables and tables.indexes:
         labels_of_tables(matched, tables, bool(root), problems)
     else:
         tell_labels(matched, classes, bool(root), problems)
@@ -68,6 +70,8 @@ def identify(
     remove_copies(found, problems)
     check_header_patients(found)
     tell_scans(found, options, root, problems)
+    if tables and tables.by_scan:
+        correct_labels(found, tables, prefix, problems)
     tell_patients(found, classes, options)
     unify_patients(found, problems)
     labelled = [item for item in found if item.label]

@@ -6,16 +6,21 @@ tables.find(["0000"])  # TableLabel("1", path=Path("train-acl.csv"), line=1)
 # BARCODE|ID|SIDE leads to ID|SIDE|V00XRKL, where a value is such as `2: Minimal`.
 tables = read_labels([Path("barcodes.txt"), Path("kxr.txt")], label_column="V00XRKL")
 tables.find(["016600014803"])
+
+# scan,label: whole names of scans, whose labels replace what anything else tells of them.
+tables = read_labels([Path("corrected.csv")])
+tables.of_scan("left/p01")
 """
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from common.csv_tables import Record, Table, as_table, plain_name, read_records
+from common.files import abridged
 from common.program import counted
 from scans.names import VOLUME_ENDING, are_sides
 from scans.slices import SIDES, Contradiction, DataError
@@ -52,6 +57,12 @@ class LabelTable(NamedTuple):
     identifiers: list[str]
     side: str | None
     label: str | None
+
+    @property
+    def is_of_scans(self) -> bool:
+        """Whether it tells labels of scans by their whole names alone, as a report's page does."""
+        by_scan = len(self.identifiers) == 1 and plain_name(self.identifiers[0]) == "scan"
+        return by_scan and bool(self.label and not self.side)
 
     def side_of(self, line: int, cells: dict[str, str]) -> str:
         """left, right or "". Raises DataError if it is something else."""
@@ -105,6 +116,13 @@ def no_label(row: LabelRow, reason: str) -> TableLabel:
     return TableLabel("", row.path, row.line, reason)
 
 
+class Corrected(NamedTuple):
+    """A scan whose label a table of scans has replaced."""
+
+    before: str  # "" where nothing told one
+    row: LabelRow
+
+
 class RowIndex:
     """Rows of tables with the same identifiers, by these."""
 
@@ -139,9 +157,19 @@ class RowIndex:
 class LabelTables:
     """Labels by identifier, of one or more tables. `read_labels` makes them."""
 
-    def __init__(self, tables: list[list[LabelRow]], classes: list[str]):
+    def __init__(
+        self,
+        tables: list[list[LabelRow]],
+        classes: list[str],
+        of_scans: Sequence[LabelRow] = (),
+    ):
         self.classes = classes
-        self.rows = {(row.path, row.line): row for row in chain(*tables)}
+        self.rows = {(row.path, row.line): row for row in chain(*tables, of_scans)}
+        self.by_scan: dict[str, LabelRow] = {}
+        for row in sorted(of_scans, key=lambda row: not row.label):  # a row without says nothing
+            for name in row.names.get("scan", ()):
+                self.by_scan.setdefault(name, row)
+        self.corrected: dict[str, Corrected] = {}  # name of a scan ->
         self.matched: set[tuple[Path, int]] = set()  # rows that are of a scan
         self.indexes = [RowIndex(rows) for rows in tables]
 
@@ -193,8 +221,24 @@ class LabelTables:
             return no_label(first, text)
         return TableLabel(first.label, first.path, first.line)
 
+    def of_scan(self, scan: str) -> LabelRow | None:
+        """The row of a table of scans that has this name, to the letter."""
+        row = self.by_scan.get(scan) or self.by_scan.get(scan.strip())
+        if row:
+            self.matched.add((row.path, row.line))
+        return row
+
+    def correct(self, scan: str, before: str) -> LabelRow | None:
+        """The same, and keep for the notes what its label was before."""
+        row = self.of_scan(scan)
+        if row and row.label != before:
+            self.corrected[scan] = Corrected(before, row)
+        return row
+
     def notes(self) -> list[str]:
-        """What to say after all scans are found: rows of no scan, and rows without a label."""
+        """What to say after all scans are found: rows of no scan or without a label, and scans
+        whose label is another one now, or none.
+        """
         notes = []
         for path in dict.fromkeys(path for path, _ in self.rows):
             rows = [row for row in self.rows.values() if row.path == path]
@@ -204,19 +248,31 @@ class LabelTables:
                 notes.append(f"{path}: {lonely:,} of {counted(len(rows), 'row')} without a scan")
             if empty:
                 notes.append(f"{path}: {empty:,} of {counted(len(rows), 'row')} without a label")
+            changes = {s: row.label for s, (_, row) in self.corrected.items() if row.path == path}
+            if changed := [f"{scan} is {label}" for scan, label in changes.items() if label]:
+                text = f"changes the label of {counted(len(changed), 'scan')}: {abridged(changed)}"
+                notes.append(f"{path}: {text}")
+            if taken := [scan for scan, label in changes.items() if not label]:
+                text = f"takes the label of {counted(len(taken), 'scan')} away: {abridged(taken)}"
+                notes.append(f"{path}: {text}")
         return notes
 
 
 def read_labels(
-    paths: Sequence[Path], label_column: str | None = None, classes: Sequence[str] | None = None
+    paths: Sequence[Path],
+    label_column: str | None = None,
+    classes: Sequence[str] | None = None,
+    usual: Callable[[], Sequence[str]] = lambda: SIDES,
 ) -> LabelTables:
     """Tables of labels, united; one that tells none is joined by the identifiers it shares.
 
     For example ID|SIDE|KL, and BARCODE|ID|SIDE that leads from a barcode to such a row. A table of
-    two columns may have no header: these are identifier and label.
+    two columns may have no header: these are identifier and label. One whose only column of
+    identifiers is called scan names whole scans: `LabelTables.of_scan`.
 
     Args:
-        classes: the labels, in order. By default all that are in the tables, in natural order.
+        classes: the labels, in order. By default all that are in the tables, in natural order;
+            tables of scans alone, which may name a few of them, have the usual ones.
 
     Raises:
         UserError: no table, or as DataError no column for the label or for identifiers, a label
@@ -231,16 +287,21 @@ def read_labels(
     if not telling:
         raise DataError(no_label_column(tables, label_column))
     source = ", ".join(str(table.path) for table in telling)
-    if classes is None:
+    if classes is None and all(table.is_of_scans for table in telling):
+        classes = usual()
+    elif classes is None:
         values = chain.from_iterable(table.words() for table in telling)
         classes = two_or_more(source, classes_of_values(values))
     rows = [list(label_rows(table, classes)) for table in telling]
     refuse_two_labels(chain(*rows))
     joined = [join(table, telling, rows) for table in tables if not table.label]
-    united = defaultdict(list)
+    united, of_scans = defaultdict(list), []
     for table, rows_of_table in zip(telling, rows, strict=True):
-        united[tuple(sorted(map(plain_name, table.identifiers)))] += rows_of_table
-    return LabelTables([*united.values(), *joined], list(classes))
+        if table.is_of_scans:
+            of_scans += rows_of_table
+        else:
+            united[tuple(sorted(map(plain_name, table.identifiers)))] += rows_of_table
+    return LabelTables([*united.values(), *joined], list(classes), of_scans)
 
 
 def may_tell_sides(
@@ -310,6 +371,9 @@ def is_identifier(column: str) -> bool:
 
 def names_in(table: LabelTable, cells: dict[str, str]) -> dict[str, frozenset[str]]:
     """What each identifier of a row may be known by: of a path also its name, and its stem."""
+    if table.is_of_scans:
+        name = cells[table.identifiers[0]]
+        return {"scan": frozenset([name])} if name else {}
     found = {}
     for column in table.identifiers:
         cell = identifier_of(cells[column])

@@ -56,6 +56,21 @@ def labels_of_tables(
         item.label, item.label_by = (label.label, "table") if label else ("", "")
 
 
+def correct_labels(
+    found: list[Found], tables: LabelTables, prefix: str, problems: list[Problem]
+) -> None:
+    """A table of scans replaces what anything else tells of those in it, contradictions as well.
+
+    A label of "" leaves a scan without one. Scans that are not in it keep theirs.
+    """
+    decided = set()
+    for item in found:
+        if row := tables.correct(item.scan_below(prefix), item.label):
+            item.label, item.label_by = row.label, "table" if row.label else ""
+            decided.add(item.source)
+    problems[:] = [p for p in problems if p.kind != Kind.CONTRADICTION or p.path not in decided]
+
+
 def labels_of_path(path: str, classes: list[str], below_root: bool) -> list[tuple[str, str]]:
     """A word for a side in the name; a folder called like a class, or with such a word.
 

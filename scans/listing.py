@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
@@ -73,14 +74,13 @@ def list_slices(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
-    tables = None
+    tables, usual = None, partial(classes_without_tables, paths)
     if options.labels:
-        tables = read_labels(list(map(Path, options.labels)), options.label_column, classes)
-    if classes is None and tables:
-        classes = tables.classes
-    elif classes is None and len(paths) == 1 and is_manifest(paths[0]):
-        classes = classes_of_manifest(Path(paths[0]))
-    classes = check_classes(classes or SIDES)
+        labels = list(map(Path, options.labels))
+        tables = read_labels(labels, options.label_column, classes, usual)
+    if classes is None:
+        classes = tables.classes if tables else usual()
+    classes = check_classes(classes)
 
     lister = Lister(classes, options)
     groups, files = [], []  # what is named together
@@ -95,8 +95,8 @@ def list_slices(
     for path, found in [*groups, ("", files)]:
         root = path if os.path.isdir(path) else os.path.dirname(path)
         root = os.path.abspath(root) if path else ""
-        ways += lister.identify(found, root, tables)
         prefix = path if len(paths) > 1 else ""
+        ways += lister.identify(found, root, tables, prefix)
         slices += [s for item in found for s in item.slices(prefix)]
     if tables:
         lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes()]
@@ -106,6 +106,13 @@ def list_slices(
         raise MissingPackage(unread[0].text)
     problems = merge_remarks(lister.problems, slices, options)
     return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)), lister.is_inferred)
+
+
+def classes_without_tables(paths: Sequence[str]) -> Sequence[str]:
+    """Those that one manifest tells, or left and right."""
+    if len(paths) == 1 and is_manifest(paths[0]):
+        return classes_of_manifest(Path(paths[0]))
+    return SIDES
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -186,7 +193,9 @@ class Lister:
     def note(self, kind: Kind, text: str, path: str = "") -> None:
         self.problems.append(Problem(path, kind, text))
 
-    def identify(self, found: list[Found], root: str, tables: LabelTables | None) -> list[str]:
+    def identify(
+        self, found: list[Found], root: str, tables: LabelTables | None, prefix: str = ""
+    ) -> list[str]:
         """Fill in what is known of each. Returns the ways in which patients are known.
 
         Of one scan there is nothing to part, and a prediction of single files needs no patient:
@@ -195,7 +204,7 @@ class Lister:
         # Before it changes them; in values, as copies take longer.
         pristine = [FIELDS(item) for item in found] if root else []
         arguments = self.classes, self.options
-        known = identify(found, *arguments, self.problems, root, tables)
+        known = identify(found, *arguments, self.problems, root, tables, prefix)
         if root and len({item.scan for item in known.unknown}) > 1:
             before = [Found(*values) for values in pristine]
             self.note(Kind.NAMELESS, ask(before, known.unknown, *arguments, root, tables))
