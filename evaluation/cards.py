@@ -20,6 +20,7 @@ from tqdm import tqdm
 from common import signals
 from dataset import Dataset
 from evaluation.audit import urgency
+from evaluation.ensemble import Ensemble
 from evaluation.explain import maps_of_slices
 from evaluation.page import Card
 from evaluation.predictions import Predictions, Scan, shown_class
@@ -74,7 +75,9 @@ class CardMaker:
         self.made: list[Card] = []
         self.waiting: list[Waiting] = []
 
-    def add(self, model: Perceiver, predictions: Predictions, judged: list[dict]) -> None:
+    def add(
+        self, model: Perceiver | Ensemble, predictions: Predictions, judged: list[dict]
+    ) -> None:
         """Make the cards of predictions whose dataset has its pixels.
 
         judged: a row for each of predictions.scans, see predictions.judge.
@@ -86,7 +89,8 @@ class CardMaker:
             if row["verdict"] in ("mismatch", "unsure"):
                 order = urgency(row, predictions.classes)
                 slices = slices_in_order(predictions, scan)
-                self.waiting.append(Waiting(order, len(self.made), model, shown, slices))
+                own = model.judge_of(scan.name) if isinstance(model, Ensemble) else model
+                self.waiting.append(Waiting(order, len(self.made), own, shown, slices))
             self.made.append(Card(row, shares, shown.count, shown.drawn, strip))
         self.waiting.sort(key=lambda one: one[:2])
         room = MOST_BYTES // max((one.shown.batch.nbytes for one in self.waiting), default=1)

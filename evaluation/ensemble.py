@@ -27,9 +27,9 @@ from evaluation.trained import KEPT, open_trained
 from perceiver import Perceiver, is_number, shown
 from scans.names import patient_key
 from scans.slices import Slice
+from scans.splits import NONE, SUBSETS
 
 SEEN = "train", "val"  # on val the best epoch is chosen, and the calibration is fitted
-SUBSETS = (*SEEN, "test", "none")  # none: left out
 READ_BY = ("classes", "image_size", *KEPT, "orientation")  # what data is read by: the same for all
 MOST_FOLDS = 10_000
 
@@ -77,6 +77,10 @@ class Ensemble:
     def calibration(self) -> dict:
         """Of its predictions, whose logits are calibrated already."""
         return {"temperature": 1.0, "unsure_below": self.unsure_below}
+
+    def judge_of(self, scan: str) -> Perceiver:
+        """The first of the models that judge a scan, for what only one of them can show."""
+        return self.folds[min(self.judges.get(scan, {0}))].model
 
     def samples_at_a_time(self, most: int) -> int:
         return min(samples_at_a_time(fold.model, fold.path, most) for fold in self.folds)
@@ -274,8 +278,8 @@ def read_seen(paths: list[Path]) -> tuple[dict[tuple[str, ...], set[int]], dict[
             subset, scan, patient = (row[column] for column in columns)
             if not scan:
                 raise UserError(f"{path}, line {line}: names no scan")
-            if subset not in SUBSETS:
-                text = f"subset must be one of {', '.join(SUBSETS)}, got {shown(subset)}"
+            if subset not in (known := (*SUBSETS, NONE)):
+                text = f"subset must be one of {', '.join(known)}, got {shown(subset)}"
                 raise UserError(f"{path}, line {line}: {text}")
             if subset in SEEN:
                 scans.setdefault(name_parts(scan), set()).add(place)

@@ -259,7 +259,8 @@ def is_cache_or_run(files: list[str]) -> bool:
     """Whether these programs made a folder of these files: a cache of pixels, or a run."""
     there = set(files)
     kept = [name for name in files if KEPT_PIXELS.fullmatch(name)]
-    return {"args.json", "last.pt"} <= there or any(f"{name[:-4]}.json" in there for name in kept)
+    run = "args.json" in there and not there.isdisjoint({"last.pt", "folds.csv"})
+    return run or any(f"{name[:-4]}.json" in there for name in kept)
 
 
 def picture_name(name: str, digest: str) -> str:

@@ -20,6 +20,7 @@ from common.program import UserError, counted, typed
 from common.workers import broadcast, first_process_first, rank, say
 from dataset import Dataset, split
 from evaluation.audit import VERDICTS, describe_scan, worst_first
+from evaluation.cards import CardMaker
 from evaluation.cross_validation import (
     TestedFold,
     describe_cross_validation,
@@ -27,7 +28,9 @@ from evaluation.cross_validation import (
     pooled_figures,
     write_cross_validation,
 )
-from evaluation.report import read_tested
+from evaluation.page import write_page
+from evaluation.report import describe_accuracy, read_tested, units_of
+from perceiver import Perceiver
 from scans import copies
 from scans.slices import by_scan
 from scans.split_tables import Folds, read_folds, write_folds
@@ -161,11 +164,27 @@ def join(args: argparse.Namespace, folder: Path, dataset: Dataset, pairs: copies
     pooled = pool(tested)
     figures = pooled_figures(tested, pooled, args.folds)
     scans = write_cross_validation(folder, tested, pooled, figures)
-    say(*describe_cross_validation(figures), f"run folder: {folder}")
+    write_report(folder, tested, figures, scans)
+    say(*describe_cross_validation(figures), f"run folder: {folder}, report.html to look at")
     for fold in figures["missing"]:
         command = f"python {typed(runfolder.program('train.py'))} --resume {typed(args.output_dir)}"
         say(f"missing: fold {fold}; for it: {command} --fold {fold}")
     return Joined(scans, figures["missing"])
+
+
+def write_report(folder: Path, tested: list[TestedFold], figures: dict, scans: list[dict]) -> None:
+    """Write report.html: a card for each scan, with what the model that tested it reads."""
+    maker, row_of = CardMaker(len(scans)), {row["scan"]: row for row in scans}
+    for fold in tested:
+        model = Perceiver.from_checkpoint(folder / f"fold-{fold.number}" / "best.pt")
+        judged = [row_of[scan.name] for scan in fold.predictions.scans]
+        maker.add(model, fold.predictions, judged)
+    counts = count_verdicts(scans)
+    shown = [(verdict, f"{count:,}") for verdict, count in counts.items() if count]
+    shown += [(unit, describe_accuracy(figures, unit)) for unit in units_of(figures)]
+    shown.append(("run", f"{folder}, {len(tested)} of {figures['folds']} folds"))
+    classes = tested[0].predictions.classes
+    write_page(folder / "report.html", "Scans, worst first", shown, maker.cards(), classes)
 
 
 # ---- lines for a person --------------------------------------------------------------------------
@@ -176,10 +195,14 @@ def say_audit(scans: list[dict], classes: list[str]) -> int:
     worst = worst_first(scans, classes)
     width = max((len(row["scan"]) for row in worst), default=0)
     say(*(describe_scan(row, classes, width) for row in worst))
-    counts = {name: sum(row["verdict"] == name for row in scans) for name in VERDICTS}
+    counts = count_verdicts(scans)
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "unknown")
     say(f"{counted(len(scans), 'scan')}: {text}")
     return 3 if counts["mismatch"] else 0
+
+
+def count_verdicts(scans: list[dict]) -> dict[str, int]:
+    return {name: sum(row["verdict"] == name for row in scans) for name in VERDICTS}
 
 
 def describe_folds(dataset: Dataset, folds: Folds) -> list[str]:
