@@ -44,6 +44,7 @@ MODEL = (
     "--latent-dim-head 8"
 ).split()
 TRAIN = "--epochs 60 --ff-dropout 0.1 --augment --mirror-swap --save-every-steps 1".split()
+FOLDS = "--epochs 8 --folds 3 --augment --save-every-steps 1".split()
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM]
 PATIENCE = 120.0  # seconds after a gentle signal
 
@@ -81,7 +82,8 @@ def jobs_in(scratch: Path) -> list[Job]:
     sheet = ["--cache-dir", "cache", "--contact-sheet", "sheet.png"]
     predict = ["predict.py", f"{scratch}/run/best.pt", f"{scratch}/many", "--output", "predictions"]
     return [
-        Job("train.py", [*train, *TRAIN], 0.4, ["train.py", "--resume", "run"]),
+        Job("train.py", [*train, *TRAIN], 0.3, ["train.py", "--resume", "run"]),
+        Job("train.py --folds", [*train, *FOLDS], 0.1, ["train.py", "--resume", "run"]),
         Job("train.py, cache's first fill", [*train, *fill], 0.15),
         Job("dataset.py", ["dataset.py", volumes, *sheet], 0.15),
         Job("dataset.py --write-slices", ["dataset.py", knees, "--write-slices", "slices"], 0.15),
@@ -90,6 +92,7 @@ def jobs_in(scratch: Path) -> list[Job]:
 
 
 QUIET = subprocess.DEVNULL
+BEGUN = ("last.pt", "folds.csv")  # with one of these a run can be resumed
 PARTIAL = ".partial.csv"  # what predict.py calls the rows so far of a table
 
 
@@ -142,7 +145,7 @@ def kill_job(
             result.wrong.extend(f"{signal.strsignal(number)}: left {name}" for name in ours)
         partial += any(path.name.endswith(PARTIAL) for path in visible(folder))
         result.wrong.extend(unreadable(folder, whole))
-        if job.resumed and (folder / "run/last.pt").exists():
+        if job.resumed and any((folder / "run" / name).exists() for name in BEGUN):
             command = job.resumed
     subprocess.run(as_command(command), cwd=folder, stdout=QUIET, check=True)
     return result._replace(within_write=within_write, partial=partial)
@@ -208,6 +211,9 @@ def check_whole(path: Path) -> None:
         np.load(path).sum()
     elif path.suffix == ".json":
         json.loads(path.read_bytes())
+    elif path.suffix == ".html":
+        if not path.read_text().rstrip().endswith("</html>"):
+            raise ValueError("its end is cut")
     elif path.suffix == ".png":
         with Image.open(path) as image:
             image.load()
