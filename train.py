@@ -14,7 +14,7 @@ folder holds all of it: args.json, split.csv, metrics.csv, curves.png, last.pt, 
 evaluation/report.py writes.
 
 Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusable arguments or
-data, 130 / 143 stopped by SIGINT / SIGTERM: it says how to go on.
+data, 3 --audit found a mismatch, 130 / 143 stopped by SIGINT / SIGTERM: it says how to go on.
 """
 
 import gc

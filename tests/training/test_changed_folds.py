@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import write_knees
+from folds import draw_nothing
 
 import train
 from common.files import locked
-from training import folds
 
 ROOT = Path(__file__).parents[2]
 MODEL = (
@@ -24,10 +24,7 @@ MODEL = (
 
 @pytest.fixture(autouse=True)
 def nothing_drawn(monkeypatch):
-    """Pictures and the page, which take most of the time, are left out."""
-    for name in ("evaluation.plots.save", "evaluation.curves.save"):
-        monkeypatch.setattr(name, lambda figure, path: None)
-    monkeypatch.setattr(folds, "write_report", lambda *of: None)
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def few(tmp_path_factory) -> Path:
 def done(few, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("done") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        nothing_drawn.__wrapped__(patch)
+        draw_nothing(patch)
         assert cross_validate(few, folder) == 0
     return folder
 
