@@ -359,9 +359,9 @@ def read_resumed(folder: Path, arguments: dict, record: Path | None = None) -> R
     made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
-        if name == "split_file":  # split.csv stands for it, wherever it is now
-            continue
         original = made_with.get(name, value)
+        if name == "split_file" and value and original:  # split.csv stands for it, wherever it is
+            continue
         if repr(value) != repr(original):  # in a foreign file a value may be anything
             raise UserError(
                 f"{record or folder / 'args.json'}: {name} is {as_json(value)}, but {path} was "
