@@ -14,7 +14,7 @@ folder holds all of it: args.json, split.csv, metrics.csv, curves.png, last.pt, 
 evaluation/report.py writes.
 
 Exit codes: 0 done, 1 something failed (a non-finite loss, a full disk), 2 unusable arguments or
-data, 130 / 143 stopped by SIGINT / SIGTERM: it says how to go on.
+data, 3 --audit found a mismatch, 130 / 143 stopped by SIGINT / SIGTERM: it says how to go on.
 """
 
 import gc
@@ -37,6 +37,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from common import signals
+from common.files import locked
 from common.program import OutOfMemory, UserError, counted, run_program, typed
 from common.workers import (
     agreed_signal,
@@ -301,7 +302,7 @@ def start_folder(
 ) -> None:
     """Make the run folder, lock it, and write what the run can be resumed from."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    cleanup.enter_context(runfolder.locked(run.folder))
+    cleanup.enter_context(locked(run.folder))
     runfolder.check_unused(run.folder, args)
     arguments = {name: plain(value) for name, value in vars(args).items()}
     runfolder.record_start(run.folder, arguments, run.model, run.made_with["data"])

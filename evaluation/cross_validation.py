@@ -15,7 +15,7 @@ import torch
 
 from common.csv_tables import write_csv
 from common.files import write_json
-from common.program import counted
+from common.program import UserError, counted
 from evaluation.audit import judge_out_of_fold
 from evaluation.calibration import ERROR_RATE, fit_threshold
 from evaluation.metrics import score
@@ -32,7 +32,7 @@ class TestedFold(NamedTuple):
     number: int
     predictions: Predictions  # of its test subset
     metrics: dict  # its test_metrics.json
-    rows: list[dict]  # its metrics.csv
+    rows: list[dict]  # of its epochs, as in metrics.csv
 
 
 def pool(tested: list[TestedFold]) -> Predictions:
@@ -69,19 +69,22 @@ def pooled_figures(tested: list[TestedFold], pooled: Predictions, count: int) ->
         **{f"{unit}s": score(of, pooled.classes) for unit, of in pooled.outcomes().items()},
     }
     units = units_of(figures)
-    return figures | {
-        "over_folds": {unit: over_folds([fold.metrics[unit] for fold in tested]) for unit in units},
-        "by_fold": [
-            {
-                "fold": fold.number,
-                "epoch": fold.metrics["epoch"],
-                "patients": fold.metrics["patients"],
-                "calibration": fold.metrics["calibration"],
-                **{unit: own_figures(fold.metrics[unit]) for unit in units},
-            }
-            for fold in tested
-        ],
-    }
+    by_fold = [figures_of(fold, units) for fold in tested]
+    spread = {unit: over_folds([fold[unit] for fold in by_fold]) for unit in units}
+    return figures | {"over_folds": spread, "by_fold": by_fold}
+
+
+def figures_of(fold: TestedFold, units: list[str]) -> dict:
+    """A fold in cross_validation.json. Raises UserError for what no test wrote."""
+    try:
+        return {
+            "fold": fold.number,
+            **{name: fold.metrics[name] for name in ("epoch", "patients", "calibration")},
+            **{unit: own_figures(fold.metrics[unit]) for unit in units},
+        }
+    except (KeyError, TypeError) as error:
+        text = "not what a run writes after its test; remove it, and the fold is tested again"
+        raise UserError(f"fold-{fold.number}/test_metrics.json: {text} ({error})") from error
 
 
 def own_figures(scored: dict) -> dict:
@@ -91,11 +94,12 @@ def own_figures(scored: dict) -> dict:
 
 
 def over_folds(scored: list[dict]) -> dict:
-    """Figures that a fold lacks, as a class is not in it, are of the others alone."""
+    """Mean and spread of `own_figures`. One that a fold lacks, as a class is not in it, is of the
+    others alone.
+    """
     found = {}
     for name in OVER_FOLDS:
-        values = [own_figures(of)[name] for of in scored]
-        values = [value for value in values if value is not None]
+        values = [of[name] for of in scored if of[name] is not None]
         if values:
             found[name] = {
                 "mean": statistics.mean(values),

@@ -7,6 +7,7 @@ writes test_metrics.json, test_predictions.csv, confusion_matrix.png, calibratio
 errors.png.
 """
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +95,10 @@ def read_tested(folder: Path, tested: Dataset) -> Predictions:
         raise UserError(f"{path}: not what a run writes after its test ({error})") from error
     if scans != [s.scan for s in tested.samples]:
         raise UserError(f"{path}: of other {tested.unit}s than the data's; test the run again")
-    return Predictions(tested, torch.tensor(logits).reshape(len(scans), -1), temperature)
+    logits = torch.tensor(logits).reshape(len(scans), -1)
+    if not (logits.isfinite().all() and 0 < temperature < math.inf):
+        raise UserError(f"{path}: logits or temperature are not finite; test the run again")
+    return Predictions(tested, logits, temperature)
 
 
 def draw_test(folder: Path, predictions: Predictions, metrics: dict) -> None:

@@ -7,6 +7,7 @@
 All raise DataError with the line that can't be used.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -112,9 +113,10 @@ def folds_in(table: Table, path: str | Path, scans: Scans) -> Folds:
         return int(cell)
 
     fold_of = read_scans(table, path, scans, "fold", fold_in)
-    count = max(fold_of.values())
-    if lacking := sorted(set(range(1, max(count, 3) + 1)) - set(fold_of.values())):
-        raise DataError(f"{path}: no scan is in fold {lacking[0]}")
+    there = set(fold_of.values())
+    lacking = next(fold for fold in itertools.count(1) if fold not in there)
+    if lacking <= max(max(there), 3):
+        raise DataError(f"{path}: no scan is in fold {lacking}")
     left_out = frozenset()
     if table.column("left_out") is not None:
         marks = read_scans(table, path, scans, "left_out", str.strip)

@@ -11,7 +11,7 @@ real if every patient is in exactly one subset.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import gcd
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +66,7 @@ def folds_by_patient(
 
     Raises DataError for fewer patients than folds.
     """
+    check_enough({slices[0].patient for slices in scans.values()}, count, together)
     number_of = assign_patients(scans, [1 / count] * count, seed, together)
     return {scan: 1 + number for scan, number in number_of.items()}
 
@@ -81,13 +82,7 @@ def assign_patients(
     for slices in scans.values():
         patient = group_of.get(slices[0].patient, slices[0].patient)
         sizes[patient][labels.index(slices[0].label)] += len(slices)
-    if len(sizes) < len(shares):
-        parts = "train, val and test" if len(shares) == 3 else f"{len(shares)} folds"
-        raise DataError(
-            f"{counted(len(sizes), 'patient')} ({', '.join(sorted(sizes))}) can't fill {parts}; "
-            f"at least {len(shares)} are needed (--name-pattern says where names tell the patient"
-            f"{'; patients that share images count as one' if together else ''})"
-        )
+    check_enough(sizes, len(shares), together)
     target = np.array(shares)[:, None] * np.sum(list(sizes.values()), axis=0)  # (parts, classes)
     unit = gcd(*(n for pair in sizes.values() for n in pair))
     # Of each class the parts get whole units: the largest fractions are rounded up.
@@ -112,6 +107,17 @@ def assign_patients(
             break
     patients = {scan: slices[0].patient for scan, slices in scans.items()}
     return {scan: best[group_of.get(name, name)] for scan, name in patients.items()}
+
+
+def check_enough(patients: Collection[str], count: int, together: Sequence[set[str]]) -> None:
+    """Raise DataError for fewer patients than parts to put them into."""
+    if len(patients) < count:
+        parts = "train, val and test" if count == 3 else f"{count:,} folds"
+        raise DataError(
+            f"{counted(len(patients), 'patient')} ({', '.join(sorted(patients))}) can't fill "
+            f"{parts}; at least {count:,} are needed (--name-pattern says where names tell the "
+            f"patient{'; patients that share images count as one' if together else ''})"
+        )
 
 
 def balance(weights: np.ndarray, target: np.ndarray) -> tuple[list[int], float]:

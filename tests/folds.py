@@ -27,6 +27,13 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Pictures and the page take most of the time."""
+    for name in ("evaluation.plots.save", "evaluation.curves.save"):
+        patch.setattr(name, lambda figure, path: None)
+    patch.setattr("training.folds.write_report", lambda *of: None)
+
+
 def train_folds(
     data: Path, folder: Path, flags: Sequence[str] = (), options: Options = Options()
 ) -> None:

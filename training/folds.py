@@ -9,13 +9,12 @@ evaluation/cross_validation.py. A second round of an audit is the same in RUN/ro
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from common.csv_tables import read_csv
-from common.files import abridged, read_json, write_json
+from common.files import abridged, locked, read_json
 from common.program import UserError, counted, typed
 from common.workers import broadcast, first_process_first, rank, say
 from dataset import Dataset, split
@@ -32,12 +31,12 @@ from evaluation.page import write_page
 from evaluation.report import describe_accuracy, read_tested, units_of
 from perceiver import Perceiver
 from scans import copies
-from scans.slices import by_scan
+from scans.slices import DataError, by_scan
 from scans.split_tables import Folds, read_folds, write_folds
 from scans.splits import check_patients, describe_parts, folds_by_patient
 from training import runfolder
 from training.epoch import NonFiniteError
-from training.saved import plain
+from training.saved import plain, result_arguments
 
 
 class Joined(NamedTuple):
@@ -67,15 +66,20 @@ def cross_validate(
             folds = start(args, folder, dataset, pairs, left_out)
         runfolder.set_hint(args)
         say(*describe_folds(dataset, folds))
-        for fold in [args.fold] if args.fold else range(1, args.folds + 1):
+        chosen = [args.fold] if args.fold else range(1, args.folds + 1)
+        check_begun(args, folder, dataset, pairs, chosen)
+        if args.resume and rank() == 0:
+            with locked(folder, wait=True):
+                write_arguments(args, folder, resume=True)
+        for fold in chosen:
             train_one(args, folder, fold, train_fold)
         joined = broadcast(join(args, folder, dataset, pairs) if rank() == 0 else None)
-        left_out = joined.mismatches
-        if joined.missing or not left_out or number == args.audit_rounds:
-            break
-        folder = args.output_dir / f"round-{number + 1}"
-        wrong = counted(len(left_out), "scan")
-        say(f"round {number + 1}: without learning from {wrong}: {abridged(left_out)}")
+        found = joined.mismatches
+        if joined.missing or found == left_out or number == args.audit_rounds:
+            break  # without leaving out others, the next round would be the same
+        folder, left_out = args.output_dir / f"round-{number + 1}", found
+        wrong = counted(len(found), "scan")
+        say(f"round {number + 1}: without learning from {wrong}: {abridged(found)}")
     return say_audit(joined.scans, dataset.classes) if args.audit else 0
 
 
@@ -83,9 +87,12 @@ def try_fold(
     args: argparse.Namespace, dataset: Dataset, pairs: copies.Pairs, train_fold: Callable
 ) -> int:
     """--dry-run: one step of one fold, and nothing that stays."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as cleanup:
-        say(*describe_folds(dataset, start(args, Path(folder), dataset, pairs, [])))
-        train_fold(fold_arguments(args, Path(folder), args.fold or 1), cleanup=cleanup)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as cleanup:
+        folder = Path(broadcast(temporary))
+        with first_process_first():
+            folds = start(args, folder, dataset, pairs, [])
+        say(*describe_folds(dataset, folds))
+        train_fold(fold_arguments(args, folder, args.fold or 1), cleanup=cleanup)
     return 0
 
 
@@ -98,25 +105,106 @@ def start(
 ) -> Folds:
     """The folds that were made before, or those of --split-file, or new ones; written."""
     scans, table = by_scan(dataset.slices), folder / runfolder.FOLDS
-    made = [path for path in (table, args.output_dir / runfolder.FOLDS) if path.exists()]
-    given = made[0] if made else args.split_file
+    of_run = args.output_dir / runfolder.FOLDS
+    given = of_run if of_run.exists() else args.split_file
     if given:
         folds = read_folds(given, scans)
-        check_patients(scans, {scan: f"fold {fold}" for scan, fold in folds.fold_of.items()})
     else:
         together = copies.patients_sharing_images(dataset.slices, pairs)
         folds = Folds(folds_by_patient(scans, args.folds, args.seed, together), frozenset())
     if folds.count != args.folds:
         raise UserError(f"--folds {args.folds}: {given} has {folds.count}")
-    if rank() == 0 and given != table:
+    folds = folds._replace(left_out=folds.left_out.union(left_out))
+    check_folds(dataset, pairs, folds, given)
+    if table.exists() and read_folds(table, scans) != folds:
+        raise UserError(
+            f"{table}: of other folds, or without other scans, than the round before says now; "
+            f"move {folder} away, and the round is made again"
+        )
+    if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        folds = folds._replace(left_out=folds.left_out.union(left_out))
-        arguments = {name: plain(value) for name, value in vars(args).items()}
-        if folder != args.output_dir:
-            arguments["audit_rounds"] = 1
-        write_json(folder / "args.json", runfolder.describe_run(arguments))
-        write_folds(table, scans, folds)  # last: with it the cross-validation can be resumed
+        with locked(folder, wait=True):  # by a process that shares the folds
+            if not table.exists():
+                write_arguments(args, folder)
+                write_folds(table, scans, folds)  # last: with it all can be resumed
+            elif not args.resume:
+                check_same_arguments(args, folder)
     return folds
+
+
+def check_folds(dataset: Dataset, pairs: copies.Pairs, folds: Folds, given: Path | None) -> None:
+    """Raise DataError for what would end the run of any fold, before the first is trained."""
+    scans = by_scan(dataset.slices)
+    named = {scan: f"fold {fold}" for scan, fold in folds.fold_of.items()}
+    check_patients(scans, named)
+    copies.check_copies(dataset.slices, pairs, named)
+    for fold in range(1, folds.count + 1):
+        subset_of = folds.subsets(fold)
+        there = {slices[0].label for scan, slices in scans.items() if subset_of[scan] == "train"}
+        for label in dataset.classes:
+            if label not in there:
+                advice = f"correct {given}" if given else "it takes more patients of it"
+                text = f"no {label} scan is left to learn from where fold {fold} is tested"
+                raise DataError(f"{text}: {advice}")
+
+
+def write_arguments(args: argparse.Namespace, folder: Path, resume: bool = False) -> None:
+    """Write args.json: what the folds are made with, and gone on with in the same way again."""
+    arguments = {name: plain(value) for name, value in vars(args).items()}
+    arguments |= {"fold": None, "resume": plain(folder) if resume else None}
+    if folder != args.output_dir:
+        arguments["audit_rounds"] = 1
+    runfolder.write_record(folder, runfolder.describe_run(arguments))
+
+
+def check_same_arguments(args: argparse.Namespace, folder: Path) -> None:
+    """Raise UserError for others than those of a process that has begun since this one started."""
+    begun = runfolder.read_record(folder)["arguments"]
+    for name, value in result_arguments(args).items():
+        if name != "split_file" and value != begun.get(name):
+            text = f"{name} is {value}, and {begun.get(name)} in the folds that another process"
+            raise UserError(f"{folder}: {text} has begun; choose another --output-dir")
+
+
+def check_begun(
+    args: argparse.Namespace,
+    folder: Path,
+    dataset: Dataset,
+    pairs: copies.Pairs,
+    chosen: Sequence[int],
+) -> None:
+    """Raise an error for a fold that can't be gone on with, or joined, before any is trained."""
+    for fold in range(1, args.folds + 1):
+        own = folder / f"fold-{fold}"
+        if own.exists() and not own.is_dir():
+            raise UserError(f"{own}: a file is in the way of the run of a fold; move it away")
+        runfolder.check_ways(own)
+        if is_done(own, args.epochs) or (fold in chosen and runfolder.is_taken(own)):
+            read_begun(args, folder, fold, dataset, pairs)
+
+
+class Begun(NamedTuple):
+    subsets: dict[str, Dataset]
+    rows: list[dict]  # of its epochs
+
+
+def read_begun(
+    args: argparse.Namespace, folder: Path, fold: int, dataset: Dataset, pairs: copies.Pairs
+) -> Begun:
+    """The run of a fold, checked to be of these arguments, this data and RUN/folds.csv.
+
+    Raises UserError, or CheckpointError, with what is of another run or was changed since.
+    """
+    own = folder / f"fold-{fold}"
+    if not (own / "last.pt").exists():
+        raise UserError(f"{own}: holds no last.pt; move it away, and the fold is trained again")
+    arguments = result_arguments(fold_arguments(args, folder, fold))
+    resumed = runfolder.read_resumed(own, arguments, folder / "args.json")
+    if args.epochs < (done := resumed.progress.epoch - 1):
+        raise UserError(f"--epochs {args.epochs}: {own} has done {done} already")
+    subsets = split(dataset, split_file=folder / runfolder.FOLDS, fold=fold, pairs=pairs)
+    runfolder.check_same_data(own, resumed.data, runfolder.describe_data(subsets))
+    return Begun(subsets, resumed.progress.rows)
 
 
 def train_one(args: argparse.Namespace, folder: Path, fold: int, train_fold: Callable) -> None:
@@ -148,23 +236,28 @@ def fold_arguments(args: argparse.Namespace, folder: Path, fold: int) -> argpars
 def is_done(folder: Path, epochs: int) -> bool:
     """Whether so many epochs are trained and tested. The figures of a test are written last."""
     path = folder / "test_metrics.json"
-    return path.exists() and read_json(path, "test").get("epochs", 0) >= epochs
+    figures = read_json(path, "test") if path.exists() else {}
+    done = figures.get("epochs") if isinstance(figures, dict) else None
+    return isinstance(done, int) and done >= epochs  # what says nothing of it is tested again
 
 
 def join(args: argparse.Namespace, folder: Path, dataset: Dataset, pairs: copies.Pairs) -> Joined:
-    """Write and say what the folds that are done say of the archive."""
-    tested = []
-    for fold in range(1, args.folds + 1):
-        if is_done(own := folder / f"fold-{fold}", args.epochs):
-            subset = split(dataset, split_file=own / "split.csv", pairs=pairs)["test"]
-            rows = read_csv(own / "metrics.csv", "table of epochs").rows
-            rows = [{name: float(cell) for name, cell in row.cells.items()} for row in rows]
-            metrics = read_json(own / "test_metrics.json", "test")
-            tested.append(TestedFold(fold, read_tested(own, subset), metrics, rows))
-    pooled = pool(tested)
-    figures = pooled_figures(tested, pooled, args.folds)
-    scans = write_cross_validation(folder, tested, pooled, figures)
-    write_report(folder, tested, figures, scans)
+    """Write and say what the folds that are done say of the archive.
+
+    One process at a time: what has seen fewer folds is not written over what has seen more.
+    """
+    with locked(folder, wait=True):
+        tested = []
+        for fold in range(1, args.folds + 1):
+            if is_done(own := folder / f"fold-{fold}", args.epochs):
+                begun = read_begun(args, folder, fold, dataset, pairs)
+                predictions = read_tested(own, begun.subsets["test"])
+                metrics = read_json(own / "test_metrics.json", "test")
+                tested.append(TestedFold(fold, predictions, metrics, begun.rows))
+        pooled = pool(tested)
+        figures = pooled_figures(tested, pooled, args.folds)
+        scans = write_cross_validation(folder, tested, pooled, figures)
+        write_report(folder, tested, figures, scans)
     say(*describe_cross_validation(figures), f"run folder: {folder}, report.html to look at")
     for fold in figures["missing"]:
         command = f"python {typed(runfolder.program('train.py'))} --resume {typed(args.output_dir)}"

@@ -14,8 +14,7 @@ import shlex
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +42,7 @@ OTHER_FILES = (
     "args.json split.csv curves.png failed_batch.txt test_predictions.csv confusion_matrix.png "
     "calibration.png roc.png errors.png"
 ).split()
+FILES_OF_FOLDS = "predictions.csv scans.csv cross_validation.json report.html".split()
 
 
 # ---- the folder ----------------------------------------------------------------------------------
@@ -54,51 +54,36 @@ def choose_folder(args: argparse.Namespace) -> Path:
     folder = broadcast(folder)  # one clock decides
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder as --output-dir")
-    check_ways(folder)
+    check_ways(folder, FILES_OF_FOLDS if args.folds else ())
     check_unused(folder, args)
     return folder
 
 
-def check_ways(folder: Path) -> None:
-    """Raise UserError for what can't be replaced, and would be met after an epoch or after all."""
-    for path in (folder / name for name in (*RUN_FILES, *OTHER_FILES)):
+def check_ways(folder: Path, more: Sequence[str] = ()) -> None:
+    """Raise UserError for what can't be replaced, and would be met after an epoch or after all.
+
+    more: names of files besides those of an ordinary run.
+    """
+    for path in (folder / name for name in (*RUN_FILES, *OTHER_FILES, *more)):
         if path.is_dir():
             raise UserError(f"{path}: a folder is in the way of a file of the run; move it away")
     if (path := folder / "tensorboard").exists() and not path.is_dir():
         raise UserError(f"{path}: a file is in the way of a folder of the run; move it away")
 
 
+def is_taken(folder: Path) -> bool:
+    return any((folder / name).exists() for name in RUN_FILES)
+
+
 def check_unused(folder: Path, args: argparse.Namespace) -> None:
     taken = [name for name in RUN_FILES if (folder / name).exists()]
+    if args.folds and taken == [FOLDS]:  # by a machine that has just begun to share the folds
+        return
     if taken and not args.resume:
         raise UserError(
             f"{folder} already holds a run ({taken[0]}); choose another --output-dir, or go on "
             f"with it: --resume {folder}"
         )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a run folder to this process, where the system can.
-
-    Raises UserError if another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is training in it") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def program(name: str) -> Path:
@@ -119,6 +104,8 @@ def set_hint(args: argparse.Namespace) -> None:
 
 
 # ---- what made the run: args.json ----------------------------------------------------------------
+
+LATEST = ("arguments", "directory", "products")  # of args.json: those that a run goes on with
 
 
 def describe_run(arguments: dict) -> dict:
@@ -215,13 +202,17 @@ def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) ->
     device = model.latents.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     record = {**describe_run(arguments), "device": f"{device} {name}".strip()}
-    record |= {"products": model.products, "data": data}
+    write_record(folder, {**record, "products": model.products, "data": data})
+
+
+def write_record(folder: Path, record: dict) -> None:
+    """Write args.json. Of a run that is resumed: how it was started, and how it goes on now."""
     for left in folder.glob(".*.unfinished.*"):  # by a kill
         left.unlink()
-    if arguments["resume"]:
+    if record["arguments"]["resume"]:
         started = read_record(folder)
-        latest = {"arguments": {**record.pop("arguments"), "resume": None}}
-        latest |= {"directory": record.pop("directory"), "products": model.products}
+        latest = {name: record.pop(name) for name in LATEST if name in record}
+        latest["arguments"]["resume"] = None
         record = {**started, **latest, "resumed": [*started.get("resumed", []), record]}
     write_json(folder / "args.json", record)
 
@@ -350,8 +341,10 @@ def save_calibration(path: Path, model: Perceiver, calibration: Calibration) -> 
     wait_for_all()
 
 
-def read_resumed(folder: Path, arguments: dict) -> Resumed:
+def read_resumed(folder: Path, arguments: dict, record: Path | None = None) -> Resumed:
     """What last.pt holds, for a run with these arguments that its result depends on.
+
+    record: where these come from, if not from its own args.json.
 
     Raises:
         CheckpointError: last.pt is not a whole checkpoint that a run can go on from.
@@ -366,13 +359,13 @@ def read_resumed(folder: Path, arguments: dict) -> Resumed:
     made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
-        if name == "split_file":  # split.csv stands for it, wherever it is now
-            continue
         original = made_with.get(name, value)
+        if name == "split_file" and value and original:  # split.csv stands for it, wherever it is
+            continue
         if repr(value) != repr(original):  # in a foreign file a value may be anything
             raise UserError(
-                f"{folder / 'args.json'}: {name} is {as_json(value)}, but {path} was made with "
-                f"{as_json(original)}: put that back, or start a new run"
+                f"{record or folder / 'args.json'}: {name} is {as_json(value)}, but {path} was "
+                f"made with {as_json(original)}: put that back, or start a new run"
             )
     check_best(folder, progress)
     return Resumed(model, progress, checkpoint["optimizer"]["state"], data)

@@ -11,8 +11,8 @@ from conftest import FLAGS, assert_same_run
 from PIL import Image
 
 import train
+from common.files import locked
 from perceiver import Perceiver
-from training.runfolder import locked
 
 
 def change(content: dict, *keys, value) -> None:

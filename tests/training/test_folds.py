@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FLAGS, TINY, assert_same_run
+from folds import draw_nothing
 from PIL import Image
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -39,6 +40,12 @@ def assert_same_folds(folder: Path, other: Path) -> None:
         assert_same_run(folder / f"fold-{fold}", other / f"fold-{fold}")
     for name in RESULTS:
         assert (folder / name).read_text() == (other / name).read_text(), name
+
+
+@pytest.fixture(autouse=True)
+def nothing_drawn(monkeypatch):
+    """`whole`, which is made before, has pictures and a page."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_a_fold_is_the_ordinary_run_of_its_split_file(whole, knees, tmp_path):
     where = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run")]
     assert train.main([*where, *FLAGS, *flags]) == 0
     assert_same_run(tmp_path / "run", whole / "fold-2")
-    for name in PICTURES:
+    for name in [*PICTURES, "report.html"]:
         assert (whole / name).stat().st_size > 1000
 
 
@@ -219,7 +226,9 @@ def audited(mislabelled, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("audited") / "run"
     flags = [*TINY, "--epochs", "6", "--folds", "3", "--audit", "--audit-rounds", "2"]
     where = ["--data-dir", str(mislabelled), "--output-dir", str(folder)]
-    assert train.main([*where, *flags]) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        assert train.main([*where, *flags]) == 3
     return folder
 
 
@@ -243,6 +252,25 @@ def test_a_second_round_learns_from_no_scan_that_the_first_found_wrong(audited):
         own = {subset_of[scan] for scan in left_out}
         assert own in ({"none"}, {"test"})
     assert len(rows_of(second / "scans.csv")) == 16  # those are tested as all others
+
+
+def test_a_third_round_that_would_be_the_second_again_is_not_made(audited, tmp_path):
+    shutil.copytree(audited, tmp_path / "run")
+    assert train.main(["--resume", str(tmp_path / "run"), "--audit-rounds", "3"]) == 3
+    assert not (tmp_path / "run" / "round-3").exists()
+
+
+def test_a_second_round_without_other_scans_than_the_first_finds_now_is_refused(
+    audited, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(audited, folder)
+    table = folder / "round-2" / "folds.csv"
+    table.write_text(table.read_text().replace(",yes", ","))
+    assert train.main(["--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{table}: of other folds, or without other scans" in error
+    assert f"move {folder / 'round-2'} away" in error
 
 
 def test_no_mismatch_is_no_second_round(knees, tmp_path, capsys):
