@@ -11,6 +11,9 @@ from common.program import counted, printable
 from evaluation.predictions import Scan, judge, shown_class
 
 VERDICTS = ("ok", "mismatch", "unsure", "unknown")
+# A mismatch is at least so many times as likely to be of another class as of its label. What is
+# enough to be confident follows from the models, and these may know nothing.
+ODDS = 2.0
 
 
 def confident_from(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -31,10 +34,11 @@ def confident_from(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def judge_out_of_fold(scans: list[Scan], classes: list[str]) -> list[dict]:
     """Rows of scans.csv, each with its rank: 1 has the lowest probability of its label.
 
-    A scan is a `mismatch` where its model is confident of another class, as `confident_from` says;
-    where it is not, but finds another class likelier, or slices agree too little, `unsure`. What
-    is enough to be confident follows from all scans, and not from the validation subset of a fold,
-    in which wrong labels would let no confidence be enough.
+    A scan is a `mismatch` where its model is confident of another class, as `confident_from` says,
+    and finds it ODDS times as likely as that of its label; where it only finds another class
+    likelier, or slices agree too little, `unsure`. What is enough to be confident follows from all
+    scans, and not from the validation subset of a fold, in which wrong labels would let no
+    confidence be enough.
     """
     probabilities = np.stack([scan.probabilities for scan in scans])
     labels = np.array([classes.index(scan.label) for scan in scans])
@@ -43,9 +47,10 @@ def judge_out_of_fold(scans: list[Scan], classes: list[str]) -> list[dict]:
     ranks = np.empty(len(scans), dtype=int)
     ranks[order] = np.arange(1, len(scans) + 1)
     rows = []
-    for scan, rank in zip(scans, ranks, strict=True):
-        row, said = judge(scan, classes, unsure_below=0.0), scan.probabilities.argmax()
-        if row["verdict"] == "mismatch" and scan.probabilities[said] < thresholds[said]:
+    for scan, label, rank in zip(scans, labels, ranks, strict=True):
+        row, p = judge(scan, classes, unsure_below=0.0), scan.probabilities
+        enough = max(thresholds[p.argmax()], ODDS * p[label])
+        if row["verdict"] == "mismatch" and p.max() < enough:
             row["verdict"] = "unsure"
         rows.append({**row, "rank": int(rank)})
     return rows

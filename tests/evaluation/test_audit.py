@@ -53,8 +53,17 @@ def test_ranks_go_by_how_little_is_left_for_the_label():
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.01, 0.99]])
     rows = judge_out_of_fold(as_scans(p, np.array([0, 0, 1, 1])), CLASSES)
     assert [row["rank"] for row in rows] == [3, 1, 2, 4]
-    assert [row["verdict"] for row in rows] == ["ok", "mismatch", "mismatch", "ok"]
+    assert [row["verdict"] for row in rows] == ["ok", "mismatch", "unsure", "ok"]
     assert [row["scan"] for row in worst_first(rows, CLASSES)] == ["s1", "s2"]
+
+
+def test_models_that_know_nothing_call_no_label_wrong():
+    """Of them the mean probability of a class is a half, which many scans are above."""
+    right = np.random.default_rng(0).normal(0.5, 0.02, size=200)
+    labels = np.arange(200) % 2
+    rows = judge_out_of_fold(as_scans(np.stack([1 - right, right], axis=1), labels), CLASSES)
+    verdicts = [row["verdict"] for row in rows]
+    assert "mismatch" not in verdicts and verdicts.count("unsure") > 50
 
 
 def test_where_slices_disagree_a_scan_is_unsure():
