@@ -44,10 +44,10 @@ FINDERS = {  # in columns -> what the table calls it
 
 def make_archive(folder: Path, share: float, seed: int, patients: int) -> set[str]:
     """An archive and the names of its wrong scans, which stand in a list beside it."""
-    listed = folder.with_suffix(".csv")
+    listed = folder.with_name(f"{folder.name}.csv")
     if not listed.exists():
         with whole_folder(folder) as unfinished:
-            phantom.write_phantoms(unfinished / "knees", patients=patients, seed=100 + seed)
+            phantom.write_phantoms(unfinished / "knees", patients=patients, seed=200 + seed)
             swapped = swap_sides(unfinished / "knees", share, seed)
         write_csv(listed, [{"scan": scan} for scan in sorted(swapped)])
     return {row["scan"] for row in rows_of(listed)}
