@@ -125,7 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_intermixed_args(argv)  # paths may stand behind flags
     if not (args.paths or args.export):
-        parser.error("name at least one PATH")
+        parser.error("name a CHECKPOINT and, after it, at least one PATH")
     return args
 
 
@@ -154,6 +154,8 @@ def check_paths(args: argparse.Namespace) -> None:
     if is_folder_of_folds(args.checkpoint):
         check_ensemble_can(args)
     elif args.checkpoint.is_dir():
+        if not (args.checkpoint / "best.pt").exists():
+            raise UserError(f"{args.checkpoint}: a folder without best.pt; name best.pt of a run")
         raise UserError(
             f"{args.checkpoint}: a folder; of a run, name {args.checkpoint / 'best.pt'}"
         )

@@ -3,7 +3,7 @@
 
 const { page, classes, scans } = JSON.parse(document.getElementById("data").textContent);
 const [NAME, EXPECTED, PREDICTED, VERDICT] = [0, 1, 2, 3]; // columns of scans
-const TICKS = { wrong: "label is wrong", right: "label is right", unclear: "can't tell" };
+const TICKS = { wrong: "label is wrong", right: "label is correct", unclear: "can't tell" };
 const KEYS = { w: "wrong", r: "right", c: "unclear" };
 const byId = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll("article")];

@@ -221,7 +221,7 @@ def check_folds(parser: Parser, args: argparse.Namespace) -> None:
         if args.val_fraction is not None or args.test_fraction is not None:
             parser.error("--folds says what is held out: leave out the fractions")
         if args.audit_rounds > 1 and not args.audit:
-            parser.error("--audit-rounds are of an --audit: add it")
+            parser.error("--audit-rounds takes --audit: add it")
     elif args.audit or args.audit_rounds > 1:
         parser.error("--audit takes --folds: no model may judge a scan that it was trained on")
     elif args.fold and not args.split_file:

@@ -201,7 +201,9 @@ def read_begun(
     arguments = result_arguments(fold_arguments(args, folder, fold))
     resumed = runfolder.read_resumed(own, arguments, folder / "args.json")
     if args.epochs < (done := resumed.progress.epoch - 1):
-        raise UserError(f"--epochs {args.epochs}: {own} has done {done} already")
+        raise UserError(
+            f"--epochs {args.epochs}: {own} has done {done} already; add --epochs {done}"
+        )
     subsets = split(dataset, split_file=folder / runfolder.FOLDS, fold=fold, pairs=pairs)
     runfolder.check_same_data(own, resumed.data, runfolder.describe_data(subsets))
     return Begun(subsets, resumed.progress.rows)

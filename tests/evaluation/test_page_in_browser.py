@@ -151,7 +151,7 @@ def test_keys_are_for_the_card_that_has_the_focus(opened):
     page.keyboard.down("r")  # repeats
     page.keyboard.up("r")
     pressed = page.locator("article").nth(2).get_by_role("button", pressed=True)
-    assert pressed.all_text_contents() == ["label is right r"]
+    assert pressed.all_text_contents() == ["label is correct r"]
 
 
 def test_attention_is_shown_on_demand(opened):
@@ -185,7 +185,7 @@ def test_the_table_has_all_scans_with_the_labels_that_they_should_have(opened, t
     assert list(rows[0]) == ["scan", "label", "expected", "predicted", "verdict", "tick"]
     assert [(row["scan"], row["label"], row["tick"]) for row in rows] == [
         ("p01 left", "right", "label is wrong"),
-        ("p02 right", "right", "label is right"),
+        ("p02 right", "right", "label is correct"),
         ("p03 unsure", "", "can't tell"),
         ("p05 ok", "right", ""),
         ("p06 whole", "right", ""),

@@ -113,7 +113,7 @@ def test_fewer_epochs_than_a_fold_has_done_are_refused_and_not_kept(run, capsys)
     assert resume(run, "--epochs", "2", "--fold", "1") == 0
     capsys.readouterr()
     code = resume(run, "--epochs", "1")
-    refused(capsys, code, f"--epochs 1: {run / 'fold-1'} has done 2 already")
+    refused(capsys, code, f"--epochs 1: {run / 'fold-1'} has done 2 already; add --epochs 2")
     assert json.loads((run / "args.json").read_text())["arguments"]["epochs"] == 2
 
 

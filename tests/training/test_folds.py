@@ -294,7 +294,7 @@ def test_no_mismatch_is_no_second_round(knees, tmp_path, capsys):
         (["--folds", "3", "--val-fraction", "0.2"], "leave out the fractions"),
         (["--fold", "2"], "--fold takes --folds"),
         (["--audit"], "--audit takes --folds"),
-        (["--folds", "3", "--audit-rounds", "2"], "--audit-rounds are of an --audit"),
+        (["--folds", "3", "--audit-rounds", "2"], "--audit-rounds takes --audit: add it"),
         (["--split-file", "FOLDS"], "--fold N names the one to test, from 1 to 3"),
         (["--split-file", "FOLDS", "--fold", "4"], "has the folds 1 to 3"),
         (["--split-file", "FOLDS", "--folds", "4"], "has 3"),
