@@ -59,19 +59,17 @@ def judge_out_of_fold(scans: list[Scan], classes: list[str]) -> list[dict]:
 def urgency(row: dict, classes: list[str]) -> tuple[int, float]:
     """Sort key of rows of scans.csv, worst first.
 
-    Mismatches, surest first; unsure scans, least sure first; the rest by how little is left for the
-    label that is expected, at the end those of which nothing is.
+    Mismatches, unsure scans, the rest; of each those first that have the lowest probability of the
+    label that is expected, and where none is, the least sure.
     """
-    surest = max(row[f"p_{name}"] for name in classes)
-    if row["verdict"] == "mismatch":
-        return 0, -surest
-    if row["verdict"] == "unsure":
-        return 1, surest
-    return (2, row[f"p_{row['expected']}"]) if row["expected"] else (3, surest)
+    order = {"mismatch": 0, "unsure": 1}.get(row["verdict"], 2 if row["expected"] else 3)
+    if row["expected"]:
+        return order, row[f"p_{row['expected']}"]
+    return order, max(row[f"p_{name}"] for name in classes)
 
 
 def worst_first(rows: list[dict], classes: list[str]) -> list[dict]:
-    """What needs a person: mismatches, surest first, then unsure scans, least sure first."""
+    """What needs a person: mismatches, then unsure scans."""
     needing = [row for row in rows if row["verdict"] in ("mismatch", "unsure")]
     return sorted(needing, key=lambda row: urgency(row, classes))
 

@@ -152,11 +152,12 @@ def least_right(predictions: Predictions) -> LeastRight:
 def describe_test(metrics: dict) -> list[str]:
     """The figures in lines for a person."""
     known = f" ({metrics['patients_known']})" if metrics["patients_known"] else ""
-    lines = [f"test of the best epoch, patients it never saw: {metrics['patients']}{known}"]
+    of = "patients it never saw"
+    if metrics["split"] == "scan":
+        of = "patients of whom it may have seen other scans (--split scan)"
+    lines = [f"test of the best epoch, {of}: {metrics['patients']}{known}"]
     if 1 < metrics["patients"] < FEW_PATIENTS:
         lines.append("  (so few that the intervals say little)")
-    if metrics["split"] == "scan":
-        lines.append("  (not quite: with --split scan other scans of theirs were trained on)")
     units = units_of(metrics)
     lines += [f"  {describe_accuracy(metrics, unit)}" for unit in units]
     unit = units[0].removesuffix("s")

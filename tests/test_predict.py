@@ -218,8 +218,8 @@ def test_scans_below_the_threshold_are_unsure_and_come_after_mismatches(
     assert predict.main([str(tmp_path / "unsure.pt"), str(archive), "--audit", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["verdict"] for row in rows] == ["unsure"] * 6
-    confidence = [max(row["p_left"], row["p_right"]) for row in rows]
-    assert confidence == sorted(confidence)
+    of_label = [row[f"p_{row['expected']}"] for row in rows if row["expected"]]
+    assert of_label == sorted(of_label)
 
 
 def test_probabilities_are_those_of_the_temperature_in_the_checkpoint(finished_run, knees, capsys):

@@ -264,6 +264,8 @@ def join(args: argparse.Namespace, folder: Path, dataset: Dataset, pairs: copies
     for fold in figures["missing"]:
         command = f"python {typed(runfolder.program('train.py'))} --resume {typed(args.output_dir)}"
         say(f"missing: fold {fold}; for it: {command} --fold {fold}")
+    if not figures["missing"]:
+        say(f"next: python {typed(runfolder.program('predict.py'))} {typed(folder)} NEW_SCANS")
     return Joined(scans, figures["missing"])
 
 
