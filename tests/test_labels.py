@@ -84,7 +84,8 @@ def test_three_classes_are_learned_and_every_file_of_the_test_has_them(request, 
     metrics = json.loads((folder / "test_metrics.json").read_text())
     rows = read_csv(folder / "test_predictions.csv")
     shares = [f"p_{name}" for name in classes]
-    assert list(rows[0]) == ["path", "scan", "patient", "expected", "label", *shares]
+    columns = ["path", "scan", "patient", "expected", "label", *shares]
+    assert list(rows[0]) == [*columns, *(f"logit_{name}" for name in classes)]
     matrix = np.zeros((3, 3), int)
     for row in rows:
         p = [float(row[name]) for name in shares]
@@ -110,7 +111,8 @@ def test_three_classes_are_learned_and_every_file_of_the_test_has_them(request, 
 
 def test_left_and_right_have_the_files_that_they_always_had(finished_run):
     row = read_csv(finished_run / "test_predictions.csv")[0]
-    assert list(row) == ["path", "scan", "patient", "side", "label", "p_left", "p_right"]
+    columns = ["path", "scan", "patient", "side", "label", "p_left", "p_right"]
+    assert list(row) == [*columns, "logit_left", "logit_right"]
     row = read_csv(finished_run / "split.csv")[0]
     assert list(row) == ["subset", "label", "patient", "scan", "slices"]
 
