@@ -24,16 +24,30 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/audit.py`
 
 import torch  # noqa: E402
 
-from benchmarks.evidence import RESULTS, TINY, call, rows_of, spread  # noqa: E402
+from benchmarks.evidence import (  # noqa: E402
+    RESULTS,
+    TINY,
+    call,
+    rows_of,
+    spread,
+    write_between_marks,
+)
 from benchmarks.mislabelled import swap_sides  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
-from benchmarks.speed_records import put_between_marks  # noqa: E402
 from common.csv_tables import write_csv  # noqa: E402
-from common.files import whole_file, whole_folder  # noqa: E402
-from common.program import Parser, fraction, positive_int, run_program, whole_number  # noqa: E402
+from common.files import whole_folder  # noqa: E402
+from common.program import (  # noqa: E402
+    Parser,
+    UserError,
+    fraction,
+    positive_int,
+    run_program,
+    whole_number,
+)
 from scans import phantom  # noqa: E402
 
 MARKS = "<!-- begin: python benchmarks/audit.py --write-docs -->", "<!-- end: audit -->"
+MADE_WITH = ("share", "seed", "patients", "flags")  # of other ones, a row is another measurement
 FINDERS = {  # in columns -> what the table calls it
     "folds": "five folds",
     "round_2": "five folds, second round",
@@ -71,7 +85,8 @@ def audit(folder: Path, share: float, seed: int, patients: int) -> dict:
 
     scans = rows_of(run / "scans.csv")
     by_rank = sorted(scans, key=lambda row: int(row["rank"]))[: len(wrong)]
-    row = {"share": share, "seed": seed, "scans": len(scans), "wrong": len(wrong)}
+    row = {"share": share, "seed": seed, "patients": patients}
+    row |= {"scans": len(scans), "wrong": len(wrong)}
     row["ranked_first"] = sum(one["scan"] in wrong for one in by_rank)
     last_round = run / "round-2" if (run / "round-2").exists() else run
     for finder, table in [
@@ -137,17 +152,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     path = args.results / "audit.csv"
     if args.write_docs:
-        page = ROOT / "docs" / "results.md"
-        text = put_between_marks(page.read_text(), page, table(rows_of(path)), *MARKS)
-        with whole_file(page) as temporary:
-            temporary.write_text(text)
+        if not rows_of(path):
+            raise UserError(f"{path}: nothing is measured yet; run it without --write-docs first")
+        write_between_marks(ROOT / "docs" / "results.md", table(rows_of(path)), MARKS)
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
     args.folder.mkdir(parents=True, exist_ok=True)
     for share in args.shares:
         for seed in args.seeds:
             rows = rows_of(path)
-            if (share, seed) not in [(float(row["share"]), int(row["seed"])) for row in rows]:
+            wanted = [str(share), str(seed), str(args.patients), " ".join(TINY)]
+            if wanted not in [[row[name] for name in MADE_WITH] for row in rows]:
                 rows.append(audit(args.folder.absolute(), share, seed, args.patients))
                 write_csv(path, rows)
     print(table(rows_of(path)))

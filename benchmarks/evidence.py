@@ -215,7 +215,7 @@ COLUMNS = {  # heading -> what is divided by what
 def table(name: str, rows: list[dict]) -> str:
     """A row for each variant: means over seeds, and in brackets the lowest and highest."""
     experiment = EXPERIMENTS[name]
-    headings = ["reads", "runs", *COLUMNS, "calibration error of scans", "minutes"]
+    headings = ["variant", "runs", *COLUMNS, "calibration error of scans", "minutes"]
     lines = [f"### {experiment.title}", "", experiment.about, ""]
     lines += [f"| {' | '.join(headings)} |", "| --- | --: " + "| --- " * (len(headings) - 2) + "|"]
     for variant in experiment.variants:
@@ -252,7 +252,12 @@ def write_docs(results: Path, page: Path) -> None:
     for name in EXPERIMENTS:
         if rows := rows_of(results / f"{name}.csv"):
             tables.append(table(name, rows))
-    text = put_between_marks(page.read_text(), page, "\n\n".join(tables), *MARKS)
+    write_between_marks(page, "\n\n".join(tables), MARKS)
+
+
+def write_between_marks(page: Path, text: str, marks: tuple[str, str]) -> None:
+    """Raises UserError if the page has no such marks."""
+    text = put_between_marks(page.read_text(), page, text, *marks)
     with whole_file(page) as temporary:
         temporary.write_text(text)
 

@@ -1,7 +1,7 @@
 """What the models of all folds say, together: each patient by the model that never saw them.
 
     pooled = pool(tested)                        # Predictions of all that was tested
-    figures = pooled_figures(tested, pooled)
+    figures = pooled_figures(tested, pooled, count)
     write_cross_validation(folder, tested, pooled, figures)
 
 writes predictions.csv, scans.csv, cross_validation.json, curves.png and the pictures of a test.
