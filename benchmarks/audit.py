@@ -61,7 +61,7 @@ def make_archive(folder: Path, share: float, seed: int, patients: int) -> set[st
     listed = folder.with_name(f"{folder.name}.csv")
     if not listed.exists():
         with whole_folder(folder) as unfinished:
-            phantom.write_phantoms(unfinished / "knees", patients=patients, seed=200 + seed)
+            phantom.write_phantoms(unfinished / "knees", patients=patients, seed=300 + seed)
             swapped = swap_sides(unfinished / "knees", share, seed)
         write_csv(listed, [{"scan": scan} for scan in sorted(swapped)])
     return {row["scan"] for row in rows_of(listed)}

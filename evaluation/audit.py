@@ -1,9 +1,12 @@
 """Which labels of an archive are wrong: scans that a model which never saw them calls otherwise.
 
-rows = judge_out_of_fold(scans, classes)     # rows of scans.csv
+noise = fit_label_noise(probabilities, labels)
+rows = judge_out_of_fold(scans, classes, noise)     # rows of scans.csv
 for row in worst_first(rows, classes):
     print(describe_scan(row, classes))
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,48 +14,77 @@ from common.program import counted, printable
 from evaluation.predictions import Scan, judge, shown_class
 
 VERDICTS = ("ok", "mismatch", "unsure", "unknown")
-# A mismatch is at least so many times as likely to be of another class as of its label. What is
-# enough to be confident follows from the models, and these may know nothing.
-ODDS = 2.0
+ODDS = 2.0  # so many times as likely wrong as right is a label that is called a mismatch
 
 
-def confident_from(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each class, from which probability of it on a scan is said to be of it (classes,).
+class LabelNoise(NamedTuple):
+    """How labels come about, as far as probabilities of models that never saw them tell."""
 
-    The mean probability of a class over the scans that are labelled as of it: confident learning
-    (Northcutt, Jiang and Chuang 2021, JAIR 70, section 3.1). Wrong labels among them lower it, as
-    they lower the confidence of the models that were trained on them. 1 for a class without scans.
+    wrong: float  # share of the labels
+    sharpness: float  # exponent of the probabilities: above 1, models are surer than they say
+
+
+def fit_label_noise(probabilities: np.ndarray, labels: np.ndarray) -> LabelNoise:
+    """The share of wrong labels under which these labels are likeliest.
+
+    A label is that of the truth, or with a probability `wrong` any other, each as likely: the
+    forward correction of Patrini et al. 2017 (CVPR, section 3.2) with symmetric noise. The truth
+    has the model's probabilities to the power of `sharpness`, normalized: Guo et al. 2017 (ICML).
+    Both are fitted, as a model that is often and equally sure of another class has wrong labels
+    before it, and one that errs where it is unsure has not. The mean over slices, which the
+    probability of a scan is, is far less sure than it could be.
 
     probabilities (scans, classes), out of sample, and labels (scans,).
     """
-    thresholds = np.ones(probabilities.shape[1])
-    for c in np.unique(labels):
-        thresholds[c] = probabilities[labels == c, c].mean()
-    return thresholds
+    shares = np.append(0.0, np.geomspace(0.1 / len(labels), 0.5, 100))
+    best, found = -np.inf, None
+    for sharpness in np.geomspace(0.1, 30, 80):
+        likelihoods = label_likelihoods(probabilities, labels, sharpness)[:, None]
+        others = (1 - likelihoods) / (probabilities.shape[1] - 1)
+        mixed = np.maximum((1 - shares) * likelihoods + shares * others, 1e-12)
+        fits = np.log(mixed).mean(axis=0)
+        if fits.max() > best:
+            best, found = fits.max(), LabelNoise(float(shares[fits.argmax()]), float(sharpness))
+    return found
 
 
-def judge_out_of_fold(scans: list[Scan], classes: list[str]) -> list[dict]:
-    """Rows of scans.csv, each with its rank: 1 has the lowest probability of its label.
+def label_likelihoods(p: np.ndarray, labels: np.ndarray, sharpness: float) -> np.ndarray:
+    """The probability that the label is the truth, before one knows the label (scans,)."""
+    logits = sharpness * np.log(np.maximum(p, 1e-12))
+    sharpened = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return sharpened[np.arange(len(labels)), labels] / sharpened.sum(axis=1)
 
-    A scan is a `mismatch` where its model is confident of another class, as `confident_from` says,
-    and finds it ODDS times as likely as that of its label; where it only finds another class
-    likelier, or slices agree too little, `unsure`. What is enough to be confident follows from all
-    scans, and not from the validation subset of a fold, in which wrong labels would let no
-    confidence be enough.
+
+def wrong_probabilities(p: np.ndarray, labels: np.ndarray, noise: LabelNoise) -> np.ndarray:
+    """The probability that each label is wrong, after one knows it (scans,): Bayes' rule."""
+    likelihoods = label_likelihoods(p, labels, noise.sharpness)
+    right = (1 - noise.wrong) * likelihoods
+    wrong = noise.wrong * (1 - likelihoods) / (p.shape[1] - 1)
+    return wrong / np.maximum(right + wrong, 1e-300)
+
+
+def judge_out_of_fold(scans: list[Scan], classes: list[str], noise: LabelNoise) -> list[dict]:
+    """Rows of scans.csv with `p_wrong`, and a rank: 1 has the lowest probability of its label.
+
+    A scan is a `mismatch` where its label is ODDS times as likely wrong as right and its model
+    finds another class ODDS times as likely as the label, so that models which know nothing call
+    nothing wrong; where it only finds another class likelier, or slices agree too little,
+    `unsure`. The calibration of a fold is not asked: wrong labels in its validation subset would
+    let no confidence be enough.
     """
     probabilities = np.stack([scan.probabilities for scan in scans])
     labels = np.array([classes.index(scan.label) for scan in scans])
-    thresholds = confident_from(probabilities, labels)
+    p_wrong = wrong_probabilities(probabilities, labels, noise)
     order = np.argsort(probabilities[np.arange(len(scans)), labels], kind="stable")
     ranks = np.empty(len(scans), dtype=int)
     ranks[order] = np.arange(1, len(scans) + 1)
     rows = []
-    for scan, label, rank in zip(scans, labels, ranks, strict=True):
+    for scan, label, wrong, rank in zip(scans, labels, p_wrong, ranks, strict=True):
         row, p = judge(scan, classes, unsure_below=0.0), scan.probabilities
-        enough = max(thresholds[p.argmax()], ODDS * p[label])
-        if row["verdict"] == "mismatch" and p.max() < enough:
+        sure = wrong >= ODDS * (1 - wrong) and p.max() >= ODDS * p[label]
+        if row["verdict"] == "mismatch" and not sure:
             row["verdict"] = "unsure"
-        rows.append({**row, "rank": int(rank)})
+        rows.append({**row, "p_wrong": round(float(wrong), 6), "rank": int(rank)})
     return rows
 
 

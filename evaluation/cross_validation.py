@@ -11,12 +11,13 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from common.csv_tables import write_csv
 from common.files import write_json
 from common.program import UserError, counted
-from evaluation.audit import judge_out_of_fold
+from evaluation.audit import LabelNoise, fit_label_noise, judge_out_of_fold
 from evaluation.calibration import ERROR_RATE, fit_threshold
 from evaluation.metrics import score
 from evaluation.predictions import Predictions
@@ -54,6 +55,7 @@ def pooled_figures(tested: list[TestedFold], pooled: Predictions, count: int) ->
     slices and scans: figures of all, see `metrics.score`, with intervals over all patients.
     over_folds: unit -> figure -> mean, standard_deviation, lowest, highest of the folds' own.
     calibration: from where on at most ERROR_RATE of all samples are wrong.
+    label_noise: what share of the labels seems wrong, see `audit.fit_label_noise`.
     """
     done = [fold.number for fold in tested]
     figures = {
@@ -66,12 +68,18 @@ def pooled_figures(tested: list[TestedFold], pooled: Predictions, count: int) ->
             "unsure_below": fit_threshold(pooled.probabilities, pooled.labels),
             "unsure_above_error_rate": ERROR_RATE,
         },
+        "label_noise": label_noise(pooled)._asdict(),
         **{f"{unit}s": score(of, pooled.classes) for unit, of in pooled.outcomes().items()},
     }
     units = units_of(figures)
     by_fold = [figures_of(fold, units) for fold in tested]
     spread = {unit: over_folds([fold[unit] for fold in by_fold]) for unit in units}
     return figures | {"over_folds": spread, "by_fold": by_fold}
+
+
+def label_noise(pooled: Predictions) -> LabelNoise:
+    labels = [pooled.classes.index(scan.label) for scan in pooled.scans]
+    return fit_label_noise(np.stack([scan.probabilities for scan in pooled.scans]), labels)
 
 
 def figures_of(fold: TestedFold, units: list[str]) -> dict:
@@ -121,7 +129,8 @@ def write_cross_validation(
     samples, scans = TABLES
     rows = [{"fold": fold_of[row["scan"]], **row} for row in rows_of(pooled)]
     write_csv(folder / samples, rows)
-    judged = judge_out_of_fold(pooled.scans, pooled.classes)
+    noise = LabelNoise(**figures["label_noise"])
+    judged = judge_out_of_fold(pooled.scans, pooled.classes, noise)
     judged = [{"fold": fold_of[row["scan"]], **row} for row in judged]
     write_csv(folder / scans, judged)
     curves.draw_curves_of_folds({fold.number: fold.rows for fold in tested}, folder / "curves.png")
