@@ -25,6 +25,7 @@ if __name__ == "__main__":  # while PyTorch is imported
     gc.disable()  # nothing of it is garbage; run_program goes on with that
 
 import argparse
+import copy
 import math
 import os
 import sys
@@ -74,6 +75,7 @@ from scans.places import describe_lengths, orientation_of_all
 from scans.slices import DataError, by_scan
 from training import folds, runfolder
 from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
+from training.checkpoints import Run, read_resumed, save_calibration
 from training.checks import check_arguments, check_classes, check_image_size
 from training.epoch import (
     NonFiniteError,
@@ -85,7 +87,7 @@ from training.epoch import (
     validate,
 )
 from training.mirror import choose_mirror
-from training.runfolder import Run
+from training.recipe import new_optimizer
 from training.saved import plain, result_arguments
 from training.tensorboard import TensorBoard
 
@@ -188,7 +190,7 @@ def test_best(run: Run, subsets: dict[str, Dataset], args: argparse.Namespace) -
     if run.model.products:
         model.choose_products(run.model.products)
     calibration = calibrate(predict(model, subsets["val"], at_a_time(args), args.amp))
-    runfolder.save_calibration(path, model, calibration)
+    save_calibration(path, model, calibration)
     predictions = predict(model, subsets["test"], at_a_time(args), args.amp)
     epoch = len(read_checkpoint(path)["progress"]["rows"])
     by = "file" if args.split_file else args.split
@@ -230,7 +232,7 @@ def train_and_test(
     """
     folder = args.output_dir
     board = TensorBoard(folder) if args.tensorboard and rank() == 0 else None
-    resumed = runfolder.read_resumed(folder, result_arguments(args)) if args.resume else None
+    resumed = read_resumed(folder, result_arguments(args)) if args.resume else None
     if resumed and args.epochs < (done := resumed.progress.epoch - 1):
         raise UserError(f"--epochs {args.epochs}: the run has done {done} already")
 
@@ -249,20 +251,26 @@ def train_and_test(
         pixels = train.pixels.to(device)  # once, and not batch by batch
         subsets = {name: subset.with_pixels(pixels) for name, subset in subsets.items()}
         train = subsets["train"]
-    fused = device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=fused)
+    trained = model  # with --ema, the model is the average of its weights
+    if args.ema:
+        trained = copy.deepcopy(model)
+        if resumed:
+            trained.load_state_dict(resumed.weights)
+    optimizer = new_optimizer(args, trained)
     made_with = {"arguments": result_arguments(args), "data": about}
-    current = Run(folder, model, optimizer, made_with, resumed)
+    current = Run(folder, model, trained, optimizer, made_with, resumed)
     if args.compile:
-        for block in model.blocks:  # reading tokens is a few large kernels already
+        for block in trained.blocks:  # reading tokens is a few large kernels already
             block.latent_layers.compile()
-    trained = DistributedDataParallel(model) if processes() > 1 else model
+    if processes() > 1:
+        trained = DistributedDataParallel(trained)
+    average = model if args.ema else None
     weights = balanced_weights(train).to(device) if args.class_weights == "balanced" else None
     say(describe_model(model, device, train))
 
     def epoch() -> None:
         save = None if args.dry_run else partial(current.save, "last.pt")
-        train_one_epoch(trained, train, optimizer, current.progress, args, save, weights)
+        train_one_epoch(trained, train, optimizer, current.progress, args, save, weights, average)
 
     if args.dry_run:
         epoch()
@@ -277,7 +285,7 @@ def train_and_test(
         with signals.asked():
             epoch()
         signals.check()  # what came while it saved
-        row = validate(model, subsets["val"], len(train), current.progress, args)
+        row = validate(model, subsets["val"], train, current.progress, args)
         with signals.asked():
             is_best = current.end_epoch(row)
             if board:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 import os
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -17,6 +18,7 @@ from perceiver import MOST_SIZE, Perceiver, is_number, is_size
 from scans.flags import add_data_arguments
 from scans.places import MIN_LENGTH
 from scans.splits import HELD_OUT
+from training.recipe import OPTIMIZERS, SCHEDULES
 from training.runfolder import FOLDS
 from training.saved import as_typed, own_run, resumed_args
 
@@ -56,6 +58,13 @@ QUERY_SCALE = (
     "factor on the first weights of the queries: above 1 latents look at parts of the input from "
     f"the start; with --input scan by default {OF_SCANS['query_scale']:g}"
 )
+SCHEDULE = (
+    "of the learning rate: times --lr-decay after each epoch, or each step; falling to 0 in half a "
+    "cosine, from the start or in the second half"
+)
+DECAY = "of weights, not of biases, norms and latents, with --optimizer adamw or lamb"
+MIXUP = "mix samples of a batch, in shares from Beta(ALPHA, ALPHA)"
+EMA = "test an average of the weights, of which each step keeps this share, such as 0.999"
 TOKEN_FRACTION = "share of the tokens that a training step reads; evaluation reads all"
 
 # Arguments of Perceiver. The number of channels, axes and classes follow from the data, and slices
@@ -109,6 +118,19 @@ def dropout(text: str) -> float:
     return number_of(float, text, expected, lambda value: 0 <= value < 1)
 
 
+def not_negative(text: str) -> float:
+    return number_of(float, text, "a number of at least 0", lambda value: 0 <= value < math.inf)
+
+
+def strength(text: str) -> float:
+    return number_of(float, text, "a number above 0 and at most 4", lambda value: 0 < value <= 4)
+
+
+def bend(text: str) -> float:
+    expected = "a number from 0 to 0.08"
+    return number_of(float, text, expected, lambda value: 0 <= value <= 0.08)
+
+
 def model_arguments(args: argparse.Namespace) -> dict:
     names = inspect.signature(Perceiver).parameters.keys() & vars(args).keys()
     axes = 3 if args.input == "scan" else 2
@@ -138,12 +160,33 @@ def make_parser() -> Parser:
     a_step = f"slices a step; scans, by default {OF_SCANS['batch_size']}, with --input scan"
     add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help=a_step)
     add("--grad-accumulation", type=positive_int, default=1, metavar="N", help="parts of a batch")
-    add("--lr", type=positive_float, default=2e-4, metavar="X", help="Adam's learning rate")
-    add("--lr-decay", type=positive_float, default=0.995, metavar="X", help="factor an epoch on it")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="how gradients become steps")
+    add("--lr", type=positive_float, default=2e-4, metavar="X", help="learning rate")
+    add("--schedule", choices=SCHEDULES, default="exponential", help=SCHEDULE)
+    add(
+        "--lr-decay",
+        type=positive_float,
+        default=0.995,
+        metavar="X",
+        help="factor of an exponential one",
+    )
+    rise = "over which the learning rate rises from 0"
+    add("--warmup-epochs", type=not_negative, default=0.0, metavar="X", help=rise)
+    add("--weight-decay", type=not_negative, default=0.0, metavar="X", help=DECAY)
+    most = "largest norm of a step's gradient; a larger one is made shorter"
+    add("--clip-gradient", type=positive_float, metavar="X", help=most)
+    smooth = "share of a label's weight that goes to all classes alike"
+    add("--label-smoothing", type=dropout, default=0.0, metavar="X", help=smooth)
+    add("--mixup", type=not_negative, default=0.0, metavar="ALPHA", help=MIXUP)
+    add("--ema", type=dropout, default=0.0, metavar="X", help=EMA)
     add("--class-weights", choices=balanced, default="none", help="of the training loss")
     add("--query-scale", type=positive_float, default=1.0, metavar="X", help=QUERY_SCALE)
     add("--token-fraction", type=fraction, default=1.0, metavar="X", help=TOKEN_FRACTION)
     add("--augment", action=switch, default=False, help="shift, turn, scale, brighten; add noise")
+    times = "factor on how far --augment goes, at most 4"
+    add("--augment-strength", type=strength, default=1.0, metavar="X", help=times)
+    bent = "bend images by up to this share of their size, at most 0.08"
+    add("--bend", type=bend, default=0.0, metavar="X", help=bent)
     add("--mirror-swap", action=switch, default=False, help="mirror half, and swap their sides")
     axis = "what mirrors a scan: the order of its slices, or their columns (default: as data shows)"
     add("--mirrored", choices=["slices", "columns"], help=axis)
@@ -199,6 +242,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--mirrored says what --mirror-swap reverses with --input scan: add both")
     if args.input == "scan" and args.slices < MIN_LENGTH:
         parser.error(f"--slices {args.slices}: a whole scan has at least {MIN_LENGTH}")
+    check_recipe(parser, args)
     check_folds(parser, args)
     if args.split_file and (args.val_fraction is not None or args.test_fraction is not None):
         parser.error("--split-file says which scans are held out: leave out the fractions")
@@ -208,6 +252,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         text = "--val-fraction {} and --test-fraction {}: leave nothing to train on"
         parser.error(text.format(*fractions))
     return args
+
+
+def check_recipe(parser: Parser, args: argparse.Namespace) -> None:
+    if args.weight_decay and args.optimizer == "adam":
+        parser.error("--weight-decay takes --optimizer adamw or lamb")
+    if args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup-epochs {args.warmup_epochs:g}: expected fewer than --epochs")
+    if args.augment_strength != 1 and not args.augment:
+        parser.error("--augment-strength takes --augment: add it")
 
 
 def check_folds(parser: Parser, args: argparse.Namespace) -> None:

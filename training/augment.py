@@ -7,17 +7,21 @@ A mirrored left knee looks like a right one. So no change mirrors an image (rota
 shift keep its handedness), but for `mirror_swap`, which swaps the label with it.
 """
 
+import argparse
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataset import Dataset
+
 SHIFT = 0.08  # at most, as a share of height and width
 ROTATION = 15.0  # degrees at most
 SCALE = 0.10  # at most, as a share of the size
 GAIN, OFFSET = 0.15, 0.05  # of intensities, at most; the offset as a share of white
 NOISE = 0.03  # standard deviation at most, as a share of white
+BENDS = 4  # points on each axis, at which an image is displaced at random
 NOISE_IMAGES = 64  # drawn for an epoch; each slice gets one of them, of its own strength
 MIRRORED = {"columns": -1, "slices": 2}  # what a mirror reverses, and that axis of a batch
 
@@ -29,6 +33,23 @@ class Augmentation:
     in, nor from the device.
     """
 
+    @classmethod
+    def of_epoch(
+        cls, dataset: Dataset, device: torch.device, args: argparse.Namespace, epoch: int
+    ) -> "Augmentation":
+        strength = args.augment_strength if args.augment else 0.0
+        return cls(
+            len(dataset),
+            dataset.sample_size,
+            device,
+            args.seed,
+            epoch,
+            strength,
+            args.mirror_swap,
+            args.mirrored,
+            args.bend,
+        )
+
     def __init__(
         self,
         count: int,
@@ -36,20 +57,27 @@ class Augmentation:
         device: torch.device,
         seed: int,
         epoch: int,
-        change: bool = True,
+        strength: float = 1.0,
         mirror_swap: bool = False,
         mirrored: str | None = None,
+        bend: float = 0.0,
     ):
         """count: how many samples there are; size: their (channels, [slices,] height, width).
 
-        mirrored: what mirror_swap reverses, one of MIRRORED; of slices it is their columns.
+        strength: factor on all of SHIFT to NOISE. mirrored: what mirror_swap reverses, one of
+        MIRRORED; of slices it is their columns. bend: how far a place is displaced at most by
+        bending, as a share of height and width.
         """
-        self.change, self.mirror_swap = change, mirror_swap
+        self.strength, self.mirror_swap, self.bend = strength, mirror_swap, bend
         self.axis = MIRRORED[mirrored or "columns"]
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         # Uniform in [-1, 1): shift down and right, rotation, scale, gain, offset, noise; mirror.
         self.draws = (torch.rand(count, 8, generator=generator) * 2 - 1).to(device)
         self.noise = torch.randn(NOISE_IMAGES, *size[-2:], generator=generator).to(device)
+        if bend:
+            self.bends = (torch.rand(count, 2, BENDS, BENDS, generator=generator) * 2 - 1).to(
+                device
+            )
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Change a batch, on its device.
@@ -62,13 +90,14 @@ class Augmentation:
         Returns:
             Pixels from 0 to 255 (float32 where changed), and the labels of what they now show.
         """
-        draws, shape = self.draws[indices], images.shape
-        if self.change:
+        draws, shape, size = self.draws[indices], images.shape, images.shape[-2:]
+        if self.strength or self.bend:
             images = images.flatten(1, -3)  # (batch, channels * slices, height, width)
-            gain, offset, noise = (draw[:, None, None, None] for draw in draws[:, 4:7].unbind(1))
+            of_all = self.strength * draws[:, :7]
+            gain, offset, noise = (draw[:, None, None, None] for draw in of_all[:, 4:].unbind(1))
             each = indices[:, None] + torch.arange(images.shape[1], device=indices.device)
             noise = noise * self.noise[each % NOISE_IMAGES]
-            images = self.move(images.float(), draws[:, :4])
+            images = self.move(images.float(), of_all[:, :4], self.displacements(indices, size))
             images = images * (1 + GAIN * gain) + 255 * (OFFSET * offset + NOISE * noise)
             images = images.clamp(0, 255).view(shape)
         if self.mirror_swap:
@@ -78,9 +107,21 @@ class Augmentation:
             labels = torch.where(mirrored, 1 - labels, labels)
         return images, labels
 
+    def displacements(self, indices: Tensor, size: tuple[int, int]) -> Tensor | float:
+        """How far the place of each pixel is bent, in half sizes: (batch, height, width, 2).
+
+        Smooth between BENDS x BENDS random vectors: elastic deformation, Simard et al. 2003, which
+        folds nothing while it is small against the distance of these.
+        """
+        if not self.bend:
+            return 0.0
+        bends = 2 * self.bend * self.bends[indices]
+        smooth = F.interpolate(bends, size, mode="bicubic", align_corners=True)
+        return smooth.permute(0, 2, 3, 1)
+
     @staticmethod
-    def move(pixels: Tensor, draws: Tensor) -> Tensor:
-        """Rotate, scale and shift each image; what comes in at the edges is black."""
+    def move(pixels: Tensor, draws: Tensor, bent: Tensor | float = 0.0) -> Tensor:
+        """Bend, rotate, scale and shift each image; what comes in at the edges is black."""
         height, width = pixels.shape[2:]
         down, right, rotation, scale = draws.unbind(1)
         angle = rotation * math.radians(ROTATION)
@@ -95,5 +136,5 @@ class Augmentation:
             ],
             dim=1,
         )
-        grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+        grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False) + bent
         return F.grid_sample(pixels, grid, align_corners=False)

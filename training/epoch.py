@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from dataset import Dataset
 from evaluation.predictions import predict
 from perceiver import Perceiver, autocast
 from training.augment import Augmentation
+from training.recipe import Mix, draw_mix, learning_rate, set_learning_rate, update_average
 
 COLUMNS = "epoch lr train_loss train_accuracy val_loss val_accuracy seconds".split()  # metrics.csv
 
@@ -63,11 +66,6 @@ class Progress:
     rows: list[dict] = field(default_factory=list)  # of metrics.csv
 
 
-def learning_rate(args: argparse.Namespace, epoch: int) -> float:
-    """Of an epoch, counted from 1: ExponentialLR in closed form, without a state of its own."""
-    return args.lr * args.lr_decay ** (epoch - 1)
-
-
 def balanced_weights(dataset: Dataset) -> Tensor:
     """A weight for each class (classes,), whose mean over the samples is 1: n / (classes * count).
 
@@ -86,10 +84,12 @@ def train_one_epoch(
     args: argparse.Namespace,
     save: Callable[[], None] | None,
     class_weights: Tensor | None = None,
+    average: Perceiver | None = None,
 ) -> None:
     """Train on each sample once, from step `progress.step` on, and keep `progress` up to date.
 
     It is saved at the end, too, as a signal during validation ends the run at once.
+    average: its weights follow those of the model.
 
     Raises:
         Stopped: after a signal, with the step done and saved.
@@ -98,12 +98,14 @@ def train_one_epoch(
     model.train()
     core = model.module if isinstance(model, DistributedDataParallel) else model
     device = core.latents.device
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(args, progress.epoch)
     epoch_seed = (args.seed * 1_000_003 + progress.epoch) % 2**63
     batches = shuffled_batches(dataset, args, epoch_seed)
-    size, changes = dataset.sample_size, (args.augment, args.mirror_swap, args.mirrored)
-    change = Augmentation(len(dataset), size, device, args.seed, progress.epoch, *changes)
+    size, steps = dataset.sample_size, steps_of(dataset, args)
+    change = Augmentation.of_epoch(dataset, device, args, progress.epoch)
+
+    def changed(part: Tensor) -> tuple[Tensor, Tensor]:
+        return change(dataset.batch(part).to(device), dataset.labels[part].to(device), part)
+
     # Sums stay on the device: reading them at each step would make a GPU wait for the CPU.
     sums = torch.zeros(2, device=device, dtype=torch.float64)
     if rank() == 0:
@@ -119,31 +121,32 @@ def train_one_epoch(
         kept = kept_tokens(size, args.token_fraction, step_seed, device)
         torch.manual_seed((step_seed * 1_009 + rank()) % 2**63)
         optimizer.zero_grad()
+        set_learning_rate(optimizer, learning_rate(args, progress.epoch, step, steps))
         batch = batches[step]
-        # This process's share. A batch smaller than the processes leaves some one of weight 0.
-        share = batch[rank() :: processes()]
-        weight = processes() / len(batch) if len(share) else 0.0
-        parts = (share if len(share) else batch[:1]).tensor_split(args.grad_accumulation)
-        parts = [part for part in parts if len(part)]
+        mix = draw_mix(batch, args.mixup, step_seed)
+        # A batch smaller than the processes leaves some one of weight 0.
+        weight = processes() / len(batch) if rank() < len(batch) else 0.0
+        parts = parts_of_process(batch, mix, args.grad_accumulation)
         for part in parts:
-            pixels, labels = dataset.batch(part).to(device), dataset.labels[part].to(device)
-            pixels, labels = change(pixels, labels, part)
+            pixels, targets = read_mixed(changed, part)
             waits = part is not parts[-1] and model is not core  # gradients are summed at the last
             with model.no_sync() if waits else nullcontext():
                 with autocast(device, args.amp):
                     logits = model(core.normalise(pixels), kept=kept)
-                loss = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
+                loss = summed_loss(logits.float(), targets, args.label_smoothing, class_weights)
                 with losing_others() if model is not core else nullcontext():
                     (loss * weight).backward()
-            correct = (logits.argmax(dim=1) == labels).sum()
+            correct = (logits.argmax(dim=1) == targets[0].labels).sum()
             sums += torch.stack([loss.detach(), correct.double()]) * bool(weight)
-        first_failed = first_non_finite(model, step, first_failed)
-        if optimizer.defaults["fused"] and device.type != "cpu":
+        first_failed = first_non_finite(model, step, first_failed, args.clip_gradient)
+        if optimizer.defaults.get("fused") and device.type != "cpu":
             # This step and all after it are skipped: nothing waits.
             optimizer.found_inf = (first_failed >= 0).float()
         elif first_failed >= 0:
             raise non_finite_gradient(dataset, batch, step, progress, args)
         optimizer.step()
+        if average:
+            update_average(average, core, args.ema, (progress.epoch - 1) * steps + step + 1)
         bar.update()
 
         progress.step, stop = step + 1, agreed_signal()
@@ -167,6 +170,51 @@ def shuffled_batches(dataset: Dataset, args: argparse.Namespace, seed: int) -> t
     return batches[:1] if args.dry_run else batches
 
 
+def steps_of(dataset: Dataset, args: argparse.Namespace) -> int:
+    return math.ceil(len(dataset) / args.batch_size)
+
+
+class Part(NamedTuple):
+    """Samples that are worked through at once, and what is mixed into them."""
+
+    samples: Tensor
+    mix: Mix
+
+
+def parts_of_process(batch: Tensor, mix: Mix, count: int) -> list[Part]:
+    """This process's share of a batch, or its first sample, in at most so many parts."""
+    own = slice(rank(), None, processes()) if rank() < len(batch) else slice(1)
+    samples, partners = (of[own].tensor_split(count) for of in (batch, mix.partners))
+    parts = zip(samples, partners, strict=True)
+    return [Part(some, mix._replace(partners=others)) for some, others in parts if len(some)]
+
+
+class Target(NamedTuple):
+    labels: Tensor  # (batch,)
+    share: float  # of the loss
+
+
+def read_mixed(changed: Callable, part: Part) -> tuple[Tensor, list[Target]]:
+    """Pixels of a part of a batch, and the labels of what they are mixed of."""
+    pixels, labels = changed(part.samples)
+    share = part.mix.share
+    if share == 1:
+        return pixels, [Target(labels, 1.0)]
+    others, others_labels = changed(part.mix.partners)
+    mixed = share * pixels + (1 - share) * others
+    return mixed, [Target(labels, share), Target(others_labels, 1 - share)]
+
+
+def summed_loss(
+    logits: Tensor, targets: list[Target], smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    """The cross-entropy, summed over samples. Label smoothing: Szegedy et al. 2016, section 7."""
+    entropy = partial(
+        F.cross_entropy, weight=class_weights, reduction="sum", label_smoothing=smoothing
+    )
+    return sum(target.share * entropy(logits, target.labels) for target in targets)
+
+
 def kept_tokens(
     size: tuple[int, ...], fraction: float, seed: int, device: torch.device
 ) -> Tensor | None:
@@ -182,9 +230,12 @@ def kept_tokens(
     return kept.to(device, non_blocking=True)
 
 
-def first_non_finite(model: nn.Module, step: int, before: Tensor) -> Tensor:
-    """The first step whose gradient is not finite, -1 for none; a tensor: nothing waits for it."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # clips nothing
+def first_non_finite(model: nn.Module, step: int, before: Tensor, most: float | None) -> Tensor:
+    """The first step whose gradient is not finite, -1 for none; a tensor: nothing waits for it.
+
+    The gradient's norm becomes at most `most`.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), most or math.inf)
     return torch.where(~torch.isfinite(norm) & (before < 0), step, before)
 
 
@@ -194,25 +245,26 @@ def non_finite_gradient(
     """What to raise where step `step`, counted from 0, on the samples `batch` gave no number."""
     message = (
         f"the gradient became non-finite in epoch {progress.epoch}, step {step + 1}, at learning "
-        f"rate {learning_rate(args, progress.epoch):g}"
+        f"rate {learning_rate(args, progress.epoch, step, steps_of(dataset, args)):g}"
     )
     return NonFiniteError(message, [dataset.names[i] for i in batch.tolist()])
 
 
 def validate(
-    model: Perceiver, val: Dataset, count: int, progress: Progress, args: argparse.Namespace
+    model: Perceiver, val: Dataset, train: Dataset, progress: Progress, args: argparse.Namespace
 ) -> dict:
-    """The row of metrics.csv of an epoch that was trained on `count` samples.
+    """The row of metrics.csv of an epoch that was trained on `train`; its last learning rate.
 
     Raises NonFiniteError if the validation loss is not finite.
     """
     predictions, labels = predict(model, val, at_a_time(args), args.amp), val.labels.cpu()
-    loss = F.cross_entropy(predictions.logits, labels).item()
+    loss, count = F.cross_entropy(predictions.logits, labels).item(), len(train)
+    steps = steps_of(train, args)
     if not math.isfinite(loss):
         raise NonFiniteError(f"the validation loss became {loss} in epoch {progress.epoch}")
     return {
         "epoch": progress.epoch,
-        "lr": learning_rate(args, progress.epoch),
+        "lr": learning_rate(args, progress.epoch, steps - 1, steps),
         "train_loss": progress.loss_sum / count,
         "train_accuracy": progress.correct / count,
         "val_loss": loss,

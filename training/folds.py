@@ -35,6 +35,7 @@ from scans.slices import DataError, by_scan
 from scans.split_tables import Folds, read_folds, write_folds
 from scans.splits import check_patients, describe_parts, folds_by_patient
 from training import runfolder
+from training.checkpoints import read_resumed
 from training.epoch import NonFiniteError
 from training.saved import plain, result_arguments
 
@@ -199,7 +200,7 @@ def read_begun(
     if not (own / "last.pt").exists():
         raise UserError(f"{own}: holds no last.pt; move it away, and the fold is trained again")
     arguments = result_arguments(fold_arguments(args, folder, fold))
-    resumed = runfolder.read_resumed(own, arguments, folder / "args.json")
+    resumed = read_resumed(own, arguments, folder / "args.json")
     if args.epochs < (done := resumed.progress.epoch - 1):
         raise UserError(
             f"--epochs {args.epochs}: {own} has done {done} already; add --epochs {done}"

@@ -37,6 +37,8 @@ def result_arguments(args: argparse.Namespace) -> dict:
     # Each part of a batch draws its own dropout.
     dropout = args.ff_dropout or args.attention_dropout
     harmless = HARMLESS - ({"grad_accumulation"} if dropout else set())
+    if args.schedule.endswith("cosine"):  # it ends where the last epoch does
+        harmless = harmless - {"epochs"}
     if args.folds:  # all of them, or one by one
         harmless = harmless | {"fold"}
     arguments = {name: plain(value) for name, value in vars(args).items() if name not in harmless}

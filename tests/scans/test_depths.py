@@ -19,7 +19,7 @@ from scans.cache import decode_slices, open_pixels
 from scans.images import bit_depth, describe_depths, to_grey
 from scans.listing import list_slices
 from scans.slices import Slice
-from training.runfolder import save_checkpoint
+from training.checkpoints import save_checkpoint
 
 LARGEST = {"twelve": 4095, "ten": 1000, "full": 65535, "eight": 255, "black": 0}
 BITS = {"twelve": 12, "ten": 10, "full": 16, "eight": 8, "black": 8}

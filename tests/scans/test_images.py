@@ -22,7 +22,7 @@ from scans.cache import decode_slices
 from scans.images import read_image
 from scans.labelled import list_labelled
 from scans.slices import Slice
-from training.runfolder import save_checkpoint
+from training.checkpoints import save_checkpoint
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))  # (40, 60)
 

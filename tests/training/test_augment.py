@@ -35,15 +35,15 @@ def handedness(images: torch.Tensor) -> torch.Tensor:
     return (b * c * (c**2 - 3 * d**2) - a * d * (3 * c**2 - d**2)).sign()
 
 
-@pytest.mark.parametrize("change", [False, True])
+@pytest.mark.parametrize("strength", [0.0, 1.0, 1.2])
 @pytest.mark.parametrize("mirror_swap", [False, True])
-def test_no_image_is_mirrored_without_its_label(change, mirror_swap):
+def test_no_image_is_mirrored_without_its_label(strength, mirror_swap):
     images = wedges(LABELS)
     right = handedness(wedges(torch.ones(1, dtype=torch.long)))
     everything = torch.arange(len(images))
     swapped = 0
     for epoch in range(5):
-        changed, labels = Augmentation(*OF, 0, epoch, change, mirror_swap)(
+        changed, labels = Augmentation(*OF, 0, epoch, strength, mirror_swap)(
             images, LABELS, everything
         )
         assert torch.equal(handedness(changed) == right, labels.bool())
@@ -68,7 +68,7 @@ def test_changes_follow_from_seed_epoch_and_index_not_from_the_batch():
 
 def test_without_changes_images_pass_untouched():
     images = wedges(LABELS)
-    passed, labels = Augmentation(*OF, 0, 0, change=False)(images, LABELS, torch.arange(40))
+    passed, labels = Augmentation(*OF, 0, 0, strength=0.0)(images, LABELS, torch.arange(40))
     assert passed is images and labels is LABELS
 
 
@@ -124,9 +124,22 @@ def test_mirrored_slices_are_in_the_reverse_order_with_the_other_label():
     scans = scans_of(wedges(LABELS[:1]).expand(40, -1, -1, -1).clone(), 4)
     scans += torch.arange(4, dtype=torch.uint8).view(1, 1, 4, 1, 1)
     labels = LABELS[:10]
-    change = Augmentation(10, (1, 4, 24, 40), OF[2], 0, 0, False, True, "slices")
+    change = Augmentation(10, (1, 4, 24, 40), OF[2], 0, 0, 0.0, True, "slices")
     changed, swapped = change(scans, labels, torch.arange(10))
     turned = swapped != labels
     assert 0 < turned.sum() < 10
     assert torch.equal(changed[turned], scans[turned].flip(2))
     assert torch.equal(changed[~turned], scans[~turned])
+
+
+def test_bending_folds_no_image():
+    """Everywhere the map from places of the result to those of the source keeps its orientation."""
+    height = width = 64
+    change = Augmentation(1000, (1, height, width), OF[2], 0, 0, 0.0, bend=0.08)
+    bent = change.displacements(torch.arange(1000), (height, width))
+    x = bent[..., 0] + torch.arange(width) * 2 / width
+    y = bent[..., 1] + torch.arange(height)[:, None] * 2 / height
+    across = torch.stack([x.diff(dim=2)[:, :-1], y.diff(dim=2)[:, :-1]])
+    down = torch.stack([x.diff(dim=1)[:, :, :-1], y.diff(dim=1)[:, :, :-1]])
+    assert (across[0] * down[1] - down[0] * across[1]).min() > 0
+    assert bent.abs().max() > 0.08  # in half sizes: that it does bend

@@ -22,6 +22,15 @@ META = torch.device("meta")
 ARGUMENTS = dict(
     lr=1e-3,
     lr_decay=1.0,
+    schedule="exponential",
+    epochs=3,
+    warmup_epochs=0.0,
+    clip_gradient=None,
+    label_smoothing=0.1,
+    mixup=0.2,
+    ema=0.0,
+    augment_strength=1.0,
+    bend=0.05,
     seed=0,
     batch_size=4,
     grad_accumulation=2,
@@ -118,7 +127,7 @@ def test_a_validation_waits_for_its_logits_and_labels():
     for count in (4, 13):
         model, dataset = on_meta(count)
         with Reads() as reads:
-            row = validate(model, dataset, count, Progress(), SimpleNamespace(**ARGUMENTS))
+            row = validate(model, dataset, dataset, Progress(), SimpleNamespace(**ARGUMENTS))
         assert row["val_loss"] == pytest.approx(math.log(2)) and reads.count == 2
 
 
