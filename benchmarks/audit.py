@@ -5,7 +5,7 @@
     python benchmarks/audit.py --write-docs                  # the table, into docs/results.md
 
 Each archive is synthetic knees of 101 patients, a share of whose scans is renamed to the other
-side. `train.py --folds 5 --audit --audit-rounds 2` judges each scan by a model that saw neither it
+side; what the audit says of them was decided on archives of other seeds. `train.py --folds 5 --audit --audit-rounds 2` judges each scan by a model that saw neither it
 nor its patient. Beside it: what cleanlab finds in the same out-of-fold probabilities, and what one
 model finds with `predict.py --audit` in the archive that most of it was trained on.
 
@@ -61,7 +61,7 @@ def make_archive(folder: Path, share: float, seed: int, patients: int) -> set[st
     listed = folder.with_name(f"{folder.name}.csv")
     if not listed.exists():
         with whole_folder(folder) as unfinished:
-            phantom.write_phantoms(unfinished / "knees", patients=patients, seed=300 + seed)
+            phantom.write_phantoms(unfinished / "knees", patients=patients, seed=400 + seed)
             swapped = swap_sides(unfinished / "knees", share, seed)
         write_csv(listed, [{"scan": scan} for scan in sorted(swapped)])
     return {row["scan"] for row in rows_of(listed)}

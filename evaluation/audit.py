@@ -14,7 +14,8 @@ from common.program import counted, printable
 from evaluation.predictions import Scan, judge, shown_class
 
 VERDICTS = ("ok", "mismatch", "unsure", "unknown")
-ODDS = 2.0  # so many times as likely wrong as right is a label that is called a mismatch
+# A mismatch is of another class, as its model has it, so many times as likely as of its label.
+ODDS = 2.0
 
 
 class LabelNoise(NamedTuple):
@@ -66,10 +67,9 @@ def wrong_probabilities(p: np.ndarray, labels: np.ndarray, noise: LabelNoise) ->
 def judge_out_of_fold(scans: list[Scan], classes: list[str], noise: LabelNoise) -> list[dict]:
     """Rows of scans.csv with `p_wrong`, and a rank: 1 has the lowest probability of its label.
 
-    A scan is a `mismatch` where its label is ODDS times as likely wrong as right and its model
-    finds another class ODDS times as likely as the label, so that models which know nothing call
-    nothing wrong; where it only finds another class likelier, or slices agree too little,
-    `unsure`. The calibration of a fold is not asked: wrong labels in its validation subset would
+    A scan is a `mismatch` where its label is likelier wrong than right and its model finds another
+    class ODDS times as likely as the label, so that models which know nothing call nothing wrong;
+    where it only finds another class likelier, or slices agree too little, `unsure`. The calibration of a fold is not asked: wrong labels in its validation subset would
     let no confidence be enough.
     """
     probabilities = np.stack([scan.probabilities for scan in scans])
@@ -81,7 +81,7 @@ def judge_out_of_fold(scans: list[Scan], classes: list[str], noise: LabelNoise) 
     rows = []
     for scan, label, wrong, rank in zip(scans, labels, p_wrong, ranks, strict=True):
         row, p = judge(scan, classes, unsure_below=0.0), scan.probabilities
-        sure = wrong >= ODDS * (1 - wrong) and p.max() >= ODDS * p[label]
+        sure = wrong > 0.5 and p.max() >= ODDS * p[label]
         if row["verdict"] == "mismatch" and not sure:
             row["verdict"] = "unsure"
         rows.append({**row, "p_wrong": round(float(wrong), 6), "rank": int(rank)})
