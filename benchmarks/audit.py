@@ -5,9 +5,10 @@
     python benchmarks/audit.py --write-docs                  # the table, into docs/results.md
 
 Each archive is synthetic knees of 101 patients, a share of whose scans is renamed to the other
-side; what the audit says of them was decided on archives of other seeds. `train.py --folds 5 --audit --audit-rounds 2` judges each scan by a model that saw neither it
-nor its patient. Beside it: what cleanlab finds in the same out-of-fold probabilities, and what one
-model finds with `predict.py --audit` in the archive that most of it was trained on.
+side; the rules of the audit were decided on archives of other seeds. `train.py --folds 5 --audit
+--audit-rounds 2` judges each scan by a model that saw neither it nor its patient. Beside it: what
+cleanlab finds in the same out-of-fold probabilities, and what one model finds with `predict.py
+--audit` in the archive that it was trained on the most of.
 
 Exit codes: 0 done, 1 a run failed, 2 bad arguments.
 """

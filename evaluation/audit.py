@@ -69,8 +69,9 @@ def judge_out_of_fold(scans: list[Scan], classes: list[str], noise: LabelNoise) 
 
     A scan is a `mismatch` where its label is likelier wrong than right and its model finds another
     class ODDS times as likely as the label, so that models which know nothing call nothing wrong;
-    where it only finds another class likelier, or slices agree too little, `unsure`. The calibration of a fold is not asked: wrong labels in its validation subset would
-    let no confidence be enough.
+    where it only finds another class likelier, or slices agree too little, `unsure`. The
+    calibration of a fold is not asked: wrong labels in its validation subset would let no
+    confidence be enough.
     """
     probabilities = np.stack([scan.probabilities for scan in scans])
     labels = np.array([classes.index(scan.label) for scan in scans])
