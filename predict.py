@@ -70,6 +70,7 @@ from evaluation.cards import CardMaker
 from evaluation.ensemble import Ensemble, holds_folds, is_folder_of_folds, open_folds
 from evaluation.page import check_page, write_page
 from evaluation.predictions import Predictions
+from evaluation.seen import note_on_seen
 from evaluation.trained import (
     describe_kept,
     naming_checkpoint,
@@ -227,7 +228,9 @@ def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
         raise UserError("no path was given: standard input or the manifest is empty")
     if isinstance(model, Ensemble):
         notes = model.choose_judges(listing.slices, args.allow_seen)
-        print_lines(*(f"note: {line}" for line in notes), to_error=True)
+    else:
+        notes = [note_on_seen(args.checkpoint, listing.slices)]
+    print_lines(*(f"note: {line}" for line in notes if line), to_error=True)
 
     done: list[Answers] = []
     scans: list[dict] = []

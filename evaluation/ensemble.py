@@ -4,14 +4,12 @@
     ensemble.choose_judges(listing.slices)      # raises UserError for what was trained on
     predictions = ensemble.predict(dataset)     # the mean of the calibrated probabilities
 
-A fold has seen the scans and patients of its train and val subsets, which its split.csv names: on
-these it looks better than it is.
+On what a fold has seen, as evaluation/seen.py says, it looks better than it is.
 """
 
-import os
 from dataclasses import dataclass, field
 from math import inf
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,13 +21,11 @@ from common.program import UserError, counted, typed
 from dataset import Dataset
 from evaluation.answers import check_finite, samples_at_a_time
 from evaluation.predictions import Predictions, predict
+from evaluation.seen import Seen, described, read_seen
 from evaluation.trained import KEPT, open_trained
 from perceiver import Perceiver, is_number, shown
-from scans.names import patient_key
 from scans.slices import Slice
-from scans.splits import NONE, SUBSETS
 
-SEEN = "train", "val"  # on val the best epoch is chosen, and the calibration is fitted
 READ_BY = ("classes", "image_size", *KEPT, "orientation")  # what data is read by: the same for all
 MOST_FOLDS = 10_000
 
@@ -38,13 +34,6 @@ class Fold(NamedTuple):
     number: int  # from 1
     path: Path  # best.pt
     model: Perceiver
-
-
-class SeenBy(NamedTuple):
-    """Which folds have seen a scan, by its own name or by its patient's."""
-
-    folds: set[int]  # their places in the list of folds
-    because: str  # for the message; "" where the scan was trained on by this very name
 
 
 @dataclass
@@ -57,10 +46,7 @@ class Ensemble:
     folder: Path
     folds: list[Fold]
     unsure_below: float
-    # The last parts of a path that make up a scan's name, or a patient's key -> places of the folds
-    # that have seen it.
-    scans: dict[tuple[str, ...], set[int]]
-    patients: dict[str, set[int]]
+    seen: Seen
     # Scan -> places of the folds that judge it, where that is not all of them.
     judges: dict[str, set[int]] = field(default_factory=dict)
 
@@ -91,9 +77,9 @@ class Ensemble:
         Returns lines for a person, none where all scans are new. Raises UserError for scans that
         were seen: by some of the folds unless that is allowed, or by all of them.
         """
-        seen = self.find_seen(slices)
+        seen = self.seen.find(slices)
         everyone = set(range(len(self.folds)))
-        if lost := [name for name, by in seen.items() if by.folds == everyone]:
+        if lost := [name for name, by in seen.items() if by.models == everyone]:
             raise UserError(
                 f"{self.folder}: all of its folds were trained on {counted(len(lost), 'scan')}, so "
                 f"that none can judge: {described(lost, seen)}"
@@ -104,7 +90,7 @@ class Ensemble:
                 f"of which the mean would be too sure: {described(list(seen), seen)}; leave these "
                 "out, or --allow-seen has each judged by the fold that did not see it"
             )
-        self.judges = {name: everyone - by.folds for name, by in seen.items()}
+        self.judges = {name: everyone - by.models for name, by in seen.items()}
         if not seen:
             return []
         alone = sum(len(judges) == 1 for judges in self.judges.values())
@@ -113,32 +99,6 @@ class Ensemble:
             parts.append(f"by the mean of the folds that have not: {several:,}")
         new = len({s.scan for s in slices}) - len(seen)
         return ["; ".join([*parts, f"new, by the mean of all {len(self.folds)}: {new:,}"])]
-
-    def find_seen(self, slices: list[Slice]) -> dict[str, SeenBy]:
-        """Of the scans of these slices, those that folds have seen."""
-        seen: dict[str, SeenBy] = {}
-        for s in {(s.scan, s.patient): s for s in slices}.values():
-            name = self.name_in_training(s)
-            of_scan = self.scans.get(name, set())
-            # Where several folders are given, inferred patients stand behind the folder's name.
-            known = {s.patient, os.path.basename(s.patient)} - {""}
-            of_patient = [self.patients.get(patient_key(patient), set()) for patient in known]
-            folds = of_scan.union(*of_patient)
-            because = "" if of_scan else f" (of patient {s.patient})"
-            if of_scan and name != name_parts(s.scan):
-                because = f" (trained on as {os.path.join(*name)})"
-            if folds:
-                before = seen.get(s.scan, SeenBy(set(), because))
-                seen[s.scan] = SeenBy(before.folds | folds, before.because)
-        return seen
-
-    def name_in_training(self, s: Slice) -> tuple[str, ...]:
-        """The end of its path, the longest, that was a scan's name in training; () for none."""
-        for parts in (full_name(s), name_parts(os.path.abspath(s.source))):
-            for start in range(len(parts)):
-                if parts[start:] in self.scans:
-                    return parts[start:]
-        return ()
 
     def predict(
         self, dataset: Dataset, batch_size: int = 64, bar: tqdm | None = None
@@ -198,8 +158,8 @@ def open_folds(folder: Path, device: torch.device | str = "cpu") -> Ensemble:
     if unfinished := [f.number for f in folds if "unsure_below" not in f.model.calibration]:
         raise UserError(f"{folder}: best.pt not calibrated in {how_to_train(folder, unfinished)}")
     check_alike(folds)
-    scans, patients = read_seen([fold.path.with_name("split.csv") for fold in folds])
-    return Ensemble(folder, folds, read_unsure_below(folder, folds), scans, patients)
+    seen = read_seen([fold.path.with_name("split.csv") for fold in folds])
+    return Ensemble(folder, folds, read_unsure_below(folder, folds), seen)
 
 
 def fold_numbers(path: Path) -> list[int]:
@@ -259,59 +219,3 @@ def read_unsure_below(folder: Path, folds: list[Fold]) -> float:
     if not is_number(found, 0, 1):
         raise UserError(f"{path}: calibration {shown(calibration)}: no unsure_below from 0 to 1")
     return found
-
-
-# ---- what was seen -------------------------------------------------------------------------------
-
-
-def read_seen(paths: list[Path]) -> tuple[dict[tuple[str, ...], set[int]], dict[str, set[int]]]:
-    """Of the split.csv of each fold: `Ensemble.scans` and `Ensemble.patients`. Raises UserError."""
-    scans: dict[tuple[str, ...], set[int]] = {}
-    patients: dict[str, set[int]] = {}
-    for place, path in enumerate(paths):
-        table = read_csv(path, "split file")
-        columns = [table.column(name) for name in ("subset", "scan", "patient")]
-        if None in columns:
-            got = ", ".join(table.columns)
-            raise UserError(f"{path}: expected columns subset, scan and patient, got {got!r}")
-        for line, row in table.rows:
-            subset, scan, patient = (row[column] for column in columns)
-            if not scan:
-                raise UserError(f"{path}, line {line}: names no scan")
-            if subset not in (known := (*SUBSETS, NONE)):
-                text = f"subset must be one of {', '.join(known)}, got {shown(subset)}"
-                raise UserError(f"{path}, line {line}: {text}")
-            if subset in SEEN:
-                scans.setdefault(name_parts(scan), set()).add(place)
-                if patient:
-                    patients.setdefault(patient_key(patient), set()).add(place)
-    return scans, patients
-
-
-def name_parts(scan: str) -> tuple[str, ...]:
-    """A scan's name by folders; case does not count, as in folders that are called like a label."""
-    parts = PurePath(os.path.normpath(scan.casefold())).parts
-    return parts[sum(part == ".." for part in parts) :]  # they stand first
-
-
-def full_name(s: Slice) -> tuple[str, ...]:
-    """A scan's name behind the folders in which it lies.
-
-    Its name starts from the folder that was given to predict.py, and its name in training from that
-    of --data-dir: of knees/left/p01 these may be left/p01 and p01, whose last parts are the same.
-    """
-    name, source = name_parts(s.scan), name_parts(os.path.abspath(s.source))
-    for end in (source, source[:-1]):  # a volume, a folder of images
-        if ends_with(end, name):
-            return end
-    if ends_with(source[:-1], name[:-1]):  # images whose names hold the number
-        return (*source[:-1], name[-1])
-    return name_parts(os.path.abspath(s.scan))  # told by a name, a pattern or a table
-
-
-def ends_with(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:
-    return parts[len(parts) - len(end) :] == end
-
-
-def described(names: list[str], seen: dict[str, SeenBy]) -> str:
-    return abridged([name + seen[name].because for name in sorted(names)])

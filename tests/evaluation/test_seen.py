@@ -168,3 +168,31 @@ def test_what_was_left_out_of_training_is_judged_by_all_who_did_not_see_it(own, 
     assert "seen them: 10 scans; by the mean of the folds that have not: 2; new, by the mean" in (
         capsys.readouterr().err
     )
+
+
+# ---- one model -----------------------------------------------------------------------------------
+
+
+def test_one_model_says_what_it_was_trained_on(folds, old, new, tmp_path, capsys):
+    checkpoint = folds / "fold-1" / "best.pt"
+    assert run(checkpoint, old, new) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    tested = {row["scan"] for row in read_csv(folds / "fold-1" / "test_predictions.csv")}
+    assert len(tested) == 4
+    text = f"note: {checkpoint} was trained or chosen on 8 of 18 scans, or on their patients, and "
+    assert line.startswith(f"{text}looks better on these than it is: OAI")
+    assert not any(scan in line for scan in tested)
+    assert run(checkpoint, new) == 0
+    assert not capsys.readouterr().err
+    shutil.copy(checkpoint, tmp_path / "best.pt")  # nothing is known there
+    assert run(tmp_path / "best.pt", old) == 0
+    assert not capsys.readouterr().err
+
+
+def test_a_damaged_split_beside_a_model_is_named_and_stops_nothing(own, old, capsys):
+    table = own / "fold-1" / "split.csv"
+    table.write_text("subset,scan\nx,y\n")
+    assert run(own / "fold-1" / "best.pt", old) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {table}: expected columns subset, scan and patient, got ")
+    assert line.endswith(": nothing tells which scans the model was trained on")
