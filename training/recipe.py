@@ -95,6 +95,7 @@ def draw_mix(batch: Tensor, alpha: float, seed: int) -> Mix:
     if alpha == 0:
         return Mix(batch, 1.0)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    order = torch.randperm(len(batch), generator=generator).to(batch.device)
+    order = torch.randperm(len(batch), generator=generator)
+    order = order.to(batch.device, non_blocking=True)  # else a GPU is waited for at each step
     share = float(np.random.default_rng(seed % 2**63).beta(alpha, alpha))
     return Mix(batch[order], max(share, 1 - share))
