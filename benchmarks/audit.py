@@ -27,12 +27,12 @@ import torch  # noqa: E402
 
 from benchmarks.evidence import (  # noqa: E402
     RESULTS,
-    TINY,
     call,
     rows_of,
     spread,
     write_between_marks,
 )
+from benchmarks.experiments import TINY  # noqa: E402
 from benchmarks.mislabelled import swap_sides  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
 from common.csv_tables import write_csv  # noqa: E402

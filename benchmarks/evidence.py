@@ -14,6 +14,7 @@ Exit codes: 0 done, 1 a run failed, 2 bad arguments.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/evidence.py`
 
 import torch  # noqa: E402
 
+from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
 from benchmarks.speed_records import put_between_marks  # noqa: E402
 from common.csv_tables import read_csv, write_csv  # noqa: E402
@@ -38,56 +40,6 @@ from perceiver import Perceiver  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "<!-- begin: python benchmarks/evidence.py --write-docs -->", "<!-- end: evidence -->"
 
-
-class Experiment(NamedTuple):
-    title: str
-    about: str  # what is compared, for docs/results.md
-    phantoms: list[str]  # flags of scans.phantom
-    variants: dict[str, list[str]]  # name -> flags of train.py
-
-
-SMALL = (
-    "--num-freq-bands 3 --max-freq 4 --num-latents 32 --latent-dim 64 --latent-heads 4 "
-    "--latent-dim-head 16 --lr 1e-3 --augment --mirror-swap"
-).split()
-SLICES = [*SMALL, *"--image-size 38 43 --depth 3 -b 32 --lr-decay 0.9".split()]
-SCANS = [*SMALL, *"--input scan --image-size 38 43 --slices 20 --depth 2 -b 16".split()]
-SCANS += "--lr-decay 0.95 --query-scale 6".split()
-TINY = (
-    "--image-size 19 22 --num-freq-bands 3 --max-freq 4 --num-latents 16 --latent-dim 32 "
-    "--latent-heads 2 --latent-dim-head 16 --cross-dim-head 32 --depth 2 --lr 2e-3 --lr-decay 0.85 "
-    "-b 64 --epochs 12 --augment --mirror-swap"
-).split()
-
-EXPERIMENTS = {
-    "order": Experiment(
-        "The order of slices",
-        "Synthetic knees of 101 patients whose side shows in the order of slices alone "
-        "(`python -m scans.phantom DIR --hard --seed 2`; the settings were chosen on those of "
-        "other seeds), small models, patients that no model saw.",
-        ["--hard", "--seed", "2"],
-        {
-            "slices": [*SLICES, "--epochs", "10"],
-            "whole scans": [*SCANS, "--epochs", "80", "--lr-decay", "0.98"],
-        },
-    ),
-    "knees": Experiment(
-        "Slices or whole scans",
-        "Ordinary synthetic knees of 101 patients, small models, about the same time to train.",
-        ["--seed", "1"],
-        {
-            "slices": [*SLICES, "--epochs", "14"],
-            "whole scans": [*SCANS, "--epochs", "60"],
-        },
-    ),
-    "folds": Experiment(
-        "One split or five folds",
-        "The same synthetic knees, split with other seeds: what one test subset says of a small "
-        "model, and what all patients say, each tested by one of five.",
-        ["--seed", "1"],
-        {"one split": TINY, "five folds": [*TINY, "--folds", "5"]},
-    ),
-}
 QUICK = "--epochs 1 --image-size 8 8 --num-latents 4 --latent-dim 16 --depth 1 --no-mirror-swap"
 QUICK = QUICK.split()
 
@@ -127,9 +79,17 @@ def rows_of(path: Path) -> list[dict]:
     return [row.cells for row in read_csv(path, "table of results").rows]
 
 
-def make_phantoms(folder: Path, flags: list[str]) -> None:
-    if not folder.exists():
-        call([sys.executable, "-m", "scans.phantom", str(folder), *flags])
+def make_data(folder: Path, data: Data, quick: bool) -> Path:
+    """The data's folder, made if it is not there."""
+    command = [*data.command, *(data.quick if quick else [])]
+    path = folder / re.sub(r"[^\w.]+", "-", " ".join(command).replace("{data}", "")).strip("-")
+    if not path.exists():
+        call([sys.executable, *placed(command, path)])
+    return path
+
+
+def placed(words: list[str], data: Path) -> list[str]:
+    return [word.replace("{data}", str(data)) for word in words]
 
 
 def call(command: list[str], fine: tuple[int, ...] = (0,)) -> None:
@@ -142,12 +102,14 @@ def call(command: list[str], fine: tuple[int, ...] = (0,)) -> None:
 def train(run: Run, data: Path, folder: Path) -> dict:
     """Make a run, or go on with it. Returns its row."""
     folder = folder / run.experiment / run.folder
-    program = [sys.executable, str(ROOT / "train.py")]
+    is_reference = not run.flags[0].startswith("-")
+    name = "benchmarks/references.py" if is_reference else "train.py"
+    program = [sys.executable, str(ROOT / name)]
     if (folder / "last.pt").exists() or (folder / "folds.csv").exists():
         call([*program, "--resume", str(folder)])
-    else:
-        more = ["--data-dir", str(data), "--output-dir", str(folder), "--seed", str(run.seed)]
-        call([*program, *more, *run.flags])
+    elif not (is_reference and (folder / "test_metrics.json").exists()):
+        more = [*placed(EXPERIMENTS[run.experiment].data.flags, data), "--seed", str(run.seed)]
+        call([*program, *run.flags, *more, "--output-dir", str(folder)])
     about = json.loads((folder / "args.json").read_text())
     name = "cross_validation.json" if "--folds" in run.flags else "test_metrics.json"
     tested = json.loads((folder / name).read_text())
@@ -215,7 +177,10 @@ COLUMNS = {  # heading -> what is divided by what
 def table(name: str, rows: list[dict]) -> str:
     """A row for each variant: means over seeds, and in brackets the lowest and highest."""
     experiment = EXPERIMENTS[name]
-    headings = ["variant", "runs", *COLUMNS, "calibration error of scans", "minutes"]
+    columns = {
+        name: parts for name, parts in COLUMNS.items() if any(row.get(parts[0]) for row in rows)
+    }
+    headings = ["variant", "runs", *columns, "calibration error of scans", "minutes"]
     lines = [f"### {experiment.title}", "", experiment.about, ""]
     lines += [f"| {' | '.join(headings)} |", "| --- | --: " + "| --- " * (len(headings) - 2) + "|"]
     for variant in experiment.variants:
@@ -223,7 +188,7 @@ def table(name: str, rows: list[dict]) -> str:
         if not own:
             continue
         cells = [variant, str(len(own))]
-        for part, whole in COLUMNS.values():
+        for part, whole in columns.values():
             shares = [float(row[part]) / float(row[whole]) for row in own if row.get(part)]
             cells.append(spread(shares, "{:.1%}"))
         errors = [float(row["expected_calibration_error"]) for row in own]
@@ -290,13 +255,11 @@ def run(args: argparse.Namespace) -> int:
     args.results.mkdir(parents=True, exist_ok=True)
     for name in args.experiments or EXPERIMENTS:
         path = args.results / f"{name}.csv"
-        flags = [*EXPERIMENTS[name].phantoms, *(["--patients", "5"] if args.quick else [])]
-        data = args.folder / "-".join(["phantoms", *flags])
         for one in runs_of(name, args.seeds, args.quick):
             rows = rows_of(path)
             if not one.is_in(rows):
-                make_phantoms(data.absolute(), flags)
-                row = train(one, data.absolute(), args.folder.absolute())
+                data = make_data(args.folder.absolute(), EXPERIMENTS[name].data, args.quick)
+                row = train(one, data, args.folder.absolute())
                 columns = list(dict.fromkeys(key for each in [*rows, row] for key in each))
                 write_csv(path, [*rows, row], columns)
         print(table(name, rows_of(path)))

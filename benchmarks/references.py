@@ -1,0 +1,217 @@
+"""Other models on the same data, with the same recipe: what a Perceiver is compared with.
+
+    python benchmarks/references.py cnn --data-dir data/bags --image-size 28 28 --augment
+    python benchmarks/references.py perceiver-pytorch --data-dir data/bags ...   # flags of train.py
+
+All but logistic regression are trained by the very loop of train.py, on its subsets, with its
+flags: learning rate, optimizer, augmentation and the choice of the best epoch on validation. The
+run folder holds args.json, metrics.csv and, written last, test_metrics.json, as one of train.py
+does. A stopped one starts anew.
+
+Exit codes as train.py.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/references.py`
+
+from common import signals  # noqa: E402
+from common.csv_tables import write_csv  # noqa: E402
+from common.files import write_json  # noqa: E402
+from common.program import run_program  # noqa: E402
+from common.workers import choose_device  # noqa: E402
+from dataset import Dataset  # noqa: E402
+from evaluation.calibration import calibrate  # noqa: E402
+from evaluation.predictions import Predictions, predict  # noqa: E402
+from evaluation.report import describe_test, test_figures  # noqa: E402
+from perceiver import Perceiver  # noqa: E402
+from train import new_model, read_data, read_subsets  # noqa: E402
+from training import runfolder  # noqa: E402
+from training.arguments import parse_args  # noqa: E402
+from training.epoch import Progress, at_a_time, train_one_epoch, validate  # noqa: E402
+from training.recipe import new_optimizer  # noqa: E402
+from training.saved import plain  # noqa: E402
+
+REGULARISATIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # the values of C to choose from
+
+
+class SmallCNN(nn.Sequential):
+    """Three convolutions, each with batch norm and a maximum of 2 x 2 pixels."""
+
+    def __init__(self, like: Perceiver, size: tuple[int, int]):
+        layers, before = [], 1
+        for channels in (32, 64, 128):
+            layers += [nn.Conv2d(before, channels, 3, padding=1), nn.BatchNorm2d(channels)]
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
+            before = channels
+        width = before * (size[0] // 8) * (size[1] // 8)
+        head = nn.Linear(width, like.config["num_classes"])
+        super().__init__(*layers, nn.Flatten(), nn.Dropout(0.5), head)
+
+
+class PatchTransformer(nn.Module):
+    """A plain transformer encoder on 4 x 4 patches: Dosovitskiy et al. 2021, arXiv:2010.11929.
+
+    As wide as the latents and as many layers as the Perceiver reads, pre-norm, with GELU; learned
+    positions, and the mean over patches before the head.
+    """
+
+    def __init__(self, like: Perceiver, size: tuple[int, int], patch: int = 4):
+        super().__init__()
+        dim, heads = like.config["latent_dim"], like.config["latent_heads"]
+        count = (size[0] // patch) * (size[1] // patch)
+        self.embed = nn.Conv2d(1, dim, patch, stride=patch)
+        self.positions = nn.Parameter(0.02 * torch.randn(count, dim))
+        dropout = like.config["ff_dropout"]
+        layer = nn.TransformerEncoderLayer(
+            dim, heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        layers = like.config["depth"]
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, like.config["num_classes"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, 1, height, width) -> logits (batch, num_classes)."""
+        patches = self.embed(images).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.layers(patches + self.positions)).mean(dim=1))
+
+
+class PerceiverPytorch(nn.Module):
+    """perceiver-pytorch's Perceiver, of the same configuration and the same first weights."""
+
+    def __init__(self, like: Perceiver, size: tuple[int, int]):
+        from benchmarks.peers import perceiver_pytorch_like  # a development dependency
+
+        super().__init__()
+        self.peer = perceiver_pytorch_like(like)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.peer(images.movedim(1, -1))
+
+
+NETWORKS = {
+    "cnn": SmallCNN,
+    "patch-transformer": PatchTransformer,
+    "perceiver-pytorch": PerceiverPytorch,
+}
+
+
+class Reference(Perceiver):
+    """Any network where the loop of train.py expects a Perceiver."""
+
+    def __init__(self, network: nn.Module, like: Perceiver):
+        nn.Module.__init__(self)
+        self.config, self.preprocessing = like.config, like.preprocessing
+        self.calibration = like.calibration
+        self.latents = nn.Parameter(torch.zeros(1, 1))  # tells the device
+        self.network = network
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        return self.network(x)
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def fit_network(
+    name: str, args: argparse.Namespace, subsets: dict[str, Dataset]
+) -> tuple[dict, list[dict]]:
+    """Train; calibrate and test the best epoch. Returns figures, and rows of metrics.csv."""
+    device, train = choose_device(args.device), subsets["train"]
+    like = new_model(args, train)
+    model = Reference(NETWORKS[name](like, args.image_size), like).to(device)
+    print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {device}")
+    optimizer, progress = new_optimizer(args, model), Progress()
+    kept = copy.deepcopy(model) if args.ema else model
+    average = kept if args.ema else None
+    while progress.epoch <= args.epochs:
+        train_one_epoch(model, train, optimizer, progress, args, None, None, average)
+        signals.check()
+        row = validate(kept, subsets["val"], train, progress, args)
+        if row["val_loss"] < progress.best:
+            best, epoch = copy.deepcopy(kept), progress.epoch
+        print(row, flush=True)
+        lowest, rows = min(progress.best, row["val_loss"]), [*progress.rows, row]
+        progress = Progress(progress.epoch + 1, best=lowest, rows=rows)
+    calibration = calibrate(predict(best, subsets["val"], at_a_time(args), args.amp))
+    best.calibration = {"temperature": calibration.temperature}
+    tested = predict(best, subsets["test"], at_a_time(args), args.amp)
+    by = "file" if args.split_file else args.split
+    return test_figures(tested, by, epoch, args.epochs, calibration), progress.rows
+
+
+def fit_logistic_regression(
+    args: argparse.Namespace, subsets: dict[str, Dataset]
+) -> tuple[dict, list[dict]]:
+    """On the pixels as they are, with the C of lowest cross-entropy on val; a row for each C."""
+    from sklearn.linear_model import LogisticRegression  # a development dependency
+
+    pixels = {name: pixels_of(subset) for name, subset in subsets.items()}
+    mean, scale = pixels["train"].mean(axis=0), pixels["train"].std()
+    labels = {name: subset.labels.numpy() for name, subset in subsets.items()}
+    rows, logits = [], {}
+    for number, c in enumerate(REGULARISATIONS, start=1):
+        signals.check()
+        started = time.perf_counter()
+        model = LogisticRegression(C=c, max_iter=300)
+        model.fit((pixels["train"] - mean) / scale, labels["train"])
+        for name in ("val", "test"):
+            found = model.predict_log_proba((pixels[name] - mean) / scale)
+            logits[number, name] = torch.from_numpy(found).float()
+        loss = F.cross_entropy(logits[number, "val"], subsets["val"].labels).item()
+        seconds = round(time.perf_counter() - started, 2)
+        rows.append({"epoch": number, "c": c, "val_loss": loss, "seconds": seconds})
+        print(rows[-1], flush=True)
+    epoch = min(rows, key=lambda row: row["val_loss"])["epoch"]
+    calibration = calibrate(Predictions(subsets["val"], logits[epoch, "val"]))
+    tested = Predictions(subsets["test"], logits[epoch, "test"], calibration.temperature)
+    by = "file" if args.split_file else args.split
+    return test_figures(tested, by, epoch, len(rows), calibration), rows
+
+
+def pixels_of(dataset: Dataset):
+    """(n, pixels) float32 from 0 to 1, a NumPy array."""
+    return dataset.batch(torch.arange(len(dataset))).flatten(1).float().numpy() / 255
+
+
+def run(args: argparse.Namespace) -> int:
+    args.amp = bool(args.amp)
+    folder = args.output_dir = runfolder.choose_folder(args)
+    subsets = read_subsets(args, read_data(args, args.classes))
+    args.classes = subsets["train"].classes
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = {name: plain(value) for name, value in vars(args).items()}
+    runfolder.write_record(folder, runfolder.describe_run(arguments))
+    if args.reference == "logistic-regression":
+        figures, rows = fit_logistic_regression(args, subsets)
+    else:
+        figures, rows = fit_network(args.reference, args, subsets)
+    write_csv(folder / "metrics.csv", rows)
+    write_json(folder / "test_metrics.json", figures)
+    print(*describe_test(figures), sep="\n")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    names = [*NETWORKS, "logistic-regression"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("reference", choices=names)
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="those of train.py")
+    given = parser.parse_args(argv)
+    args = parse_args(given.flags)
+    args.reference = given.reference
+    with signals.listening("references.py"):
+        return run_program(run, args, "references.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""benchmarks/references.py: other models that are trained as train.py trains ours."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+import train
+from benchmarks import references
+
+FLAGS = [*TINY, "--epochs", "4", "--cross-dim-head", "16"]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", [*references.NETWORKS, "logistic-regression"])
+def test_a_reference_learns_and_leaves_a_run_folder(name, knees, tmp_path, capsys):
+    flags = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run"), *FLAGS]
+    assert references.main([name, *flags, "--epochs", "12"]) == 0
+    tested = json.loads((tmp_path / "run" / "test_metrics.json").read_text())
+    assert tested["slices"]["accuracy"] > 0.8 and tested["scans"]["count"] > 0
+    rows = rows_of(tmp_path / "run")
+    losses = [float(row["val_loss"]) for row in rows]
+    assert tested["epoch"] == 1 + losses.index(min(losses))
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["versions"]["torch"]
+    assert "slices right" in capsys.readouterr().out
+
+
+def test_perceiver_pytorch_trained_so_is_ours(knees, tmp_path):
+    """The same first weights, batches, recipe and function give the same losses."""
+    flags = ["--data-dir", str(knees), *FLAGS, "--augment", "--mirror-swap"]
+    flags += "--optimizer adamw --weight-decay 0.1 --schedule cosine --mixup 0.2 --ema 0.9".split()
+    flags += ["--lr", "1e-3"]
+    assert train.main([*flags, "--output-dir", str(tmp_path / "ours")]) == 0
+    theirs = ["perceiver-pytorch", *flags, "--output-dir", str(tmp_path / "theirs")]
+    assert references.main(theirs) == 0
+    for ours, other in zip(*map(rows_of, (tmp_path / "ours", tmp_path / "theirs")), strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert float(ours[name]) == pytest.approx(float(other[name]), rel=1e-3)
+
+
+def test_a_run_that_is_there_is_left_alone(knees, tmp_path, capsys):
+    flags = ["cnn", "--data-dir", str(knees), "--output-dir", str(tmp_path), *FLAGS]
+    (tmp_path / "test_metrics.json").write_text("{}")
+    assert references.main(flags) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert (tmp_path / "test_metrics.json").read_text() == "{}"
