@@ -142,8 +142,7 @@ def train_one_epoch(
         if device.type == "cpu" and first_failed >= 0:
             raise non_finite_gradient(dataset, batch, step, progress, args)
         if device.type != "cpu" and optimizer.defaults.get("fused"):
-            # Nothing waits: this step and all after it are skipped. Others spoil weights instead,
-            # which are never saved.
+            # Nothing waits: it skips this step and all after; others spoil weights, never saved.
             optimizer.found_inf = (first_failed >= 0).float()
         optimizer.step()
         if average is not None:
