@@ -98,7 +98,7 @@ def add_model_arguments(group: argparse._ActionsContainer) -> None:
         elif isinstance(default, str):
             group.add_argument(flag, choices=["geglu", "gelu"], **more)
         else:
-            kind = frequency if name == "max_freq" else dropout
+            kind = frequency if name == "max_freq" else below_one
             kind, metavar = (size, "N") if isinstance(default, int) else (kind, "X")
             group.add_argument(flag, type=kind, metavar=metavar, **more)
 
@@ -113,7 +113,7 @@ def frequency(text: str) -> float:
     return number_of(float, text, expected, lambda value: value > 0 and is_number(value))
 
 
-def dropout(text: str) -> float:
+def below_one(text: str) -> float:
     expected = "a number of at least 0 and below 1"
     return number_of(float, text, expected, lambda value: 0 <= value < 1)
 
@@ -176,9 +176,9 @@ def make_parser() -> Parser:
     most = "largest norm of a step's gradient; a larger one is made shorter"
     add("--clip-gradient", type=positive_float, metavar="X", help=most)
     smooth = "share of a label's weight that goes to all classes alike"
-    add("--label-smoothing", type=dropout, default=0.0, metavar="X", help=smooth)
+    add("--label-smoothing", type=below_one, default=0.0, metavar="X", help=smooth)
     add("--mixup", type=not_negative, default=0.0, metavar="ALPHA", help=MIXUP)
-    add("--ema", type=dropout, default=0.0, metavar="X", help=EMA)
+    add("--ema", type=below_one, default=0.0, metavar="X", help=EMA)
     add("--class-weights", choices=balanced, default="none", help="of the training loss")
     add("--query-scale", type=positive_float, default=1.0, metavar="X", help=QUERY_SCALE)
     add("--token-fraction", type=fraction, default=1.0, metavar="X", help=TOKEN_FRACTION)

@@ -107,22 +107,27 @@ class Augmentation:
             labels = torch.where(mirrored, 1 - labels, labels)
         return images, labels
 
-    def displacements(self, indices: Tensor, size: tuple[int, int]) -> Tensor | float:
+    def displacements(self, indices: Tensor, size: tuple[int, int]) -> Tensor | None:
         """How far the place of each pixel is bent, in half sizes: (batch, height, width, 2).
 
         Smooth between BENDS x BENDS random vectors: elastic deformation, Simard et al. 2003, which
         folds nothing while it is small against the distance of these.
         """
         if not self.bend:
-            return 0.0
+            return None
         bends = 2 * self.bend * self.bends[indices]
         smooth = F.interpolate(bends, size, mode="bicubic", align_corners=True)
         return smooth.permute(0, 2, 3, 1)
 
-    @staticmethod
-    def move(pixels: Tensor, draws: Tensor, bent: Tensor | float = 0.0) -> Tensor:
+    @classmethod
+    def move(cls, pixels: Tensor, draws: Tensor, bent: Tensor | None = None) -> Tensor:
         """Bend, rotate, scale and shift each image; what comes in at the edges is black."""
-        height, width = pixels.shape[2:]
+        return F.grid_sample(pixels, cls.sources(pixels.shape, draws, bent), align_corners=False)
+
+    @staticmethod
+    def sources(shape: torch.Size, draws: Tensor, bent: Tensor | None = None) -> Tensor:
+        """Where each pixel of the result comes from, in half sizes: (batch, height, width, 2)."""
+        height, width = shape[2:]
         down, right, rotation, scale = draws.unbind(1)
         angle = rotation * math.radians(ROTATION)
         zoom = 1 + SCALE * scale
@@ -136,5 +141,8 @@ class Augmentation:
             ],
             dim=1,
         )
-        grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False) + bent
-        return F.grid_sample(pixels, grid, align_corners=False)
+        grid = F.affine_grid(matrix, list(shape), align_corners=False)
+        if bent is None:
+            return grid
+        # Bent before it is turned and scaled: added to what is scaled down, it could fold.
+        return grid + bent @ matrix[:, None, :, :2].mT

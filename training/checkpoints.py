@@ -129,7 +129,7 @@ def read_resumed(folder: Path, arguments: dict, record: Path | None = None) -> R
     data = checkpoint.get("data", read_record(folder).get("data", {}))
     check_data(path, data)
     # What the checkpoint was made with; one of before arguments were kept there says less.
-    made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
+    made_with = {"optimizer": "adam"} | ({"lr": progress.rows[0]["lr"]} if progress.rows else {})
     made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
         original = made_with.get(name, value)
@@ -197,6 +197,7 @@ def check_progress(path: Path, checkpoint: dict, model: Perceiver) -> Progress:
         shape, tensors = tuple(parameter.shape), state.get(i)
         found = {n: sound_shape(t) for n, t in tensors.items()} if isinstance(tensors, dict) else 0
         sound = sound and found == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+        sound = sound and bool(tensors["step"] >= 0)  # means are divided by 1 - beta ** step
     begun = progress.step or progress.epoch > 1
     if not sound or (begun and not state):
         raise CheckpointError(f"{path}: optimizer or progress do not fit the model or are damaged")

@@ -27,7 +27,8 @@ from training.arguments import model_arguments
 from training.epoch import at_a_time
 
 GB = 1e9
-OF_A_PARAMETER = 16  # bytes: itself, its gradient, and Adam's two means
+OF_A_PARAMETER = 16  # bytes: itself, its gradient, and two means of the optimizer
+OF_AN_AVERAGE = 4  # more of them with --ema
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -40,11 +41,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     with torch.device("meta"):  # shapes alone
         model = Perceiver(**model_arguments(args))
-    needed = OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    needed = parameters * (OF_A_PARAMETER + (OF_AN_AVERAGE if args.ema else 0))
     there = memory_of(choose_device(args.device))
     if needed > there:
         raise UserError(
-            f"a model of {needed / OF_A_PARAMETER / 1e6:,.0f} M parameters takes "
+            f"a model of {parameters / 1e6:,.0f} M parameters takes "
             f"{needed / GB:,.0f} GB to train, and there are {there / GB:,.0f} GB: try a smaller "
             "--latent-dim, --num-latents or --depth"
         )

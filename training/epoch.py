@@ -93,7 +93,7 @@ def train_one_epoch(
 
     Raises:
         Stopped: after a signal, with the step done and saved.
-        NonFiniteError: before the optimizer has seen a loss or gradient that is not finite.
+        NonFiniteError: before anything is saved that follows from a gradient that is not finite.
     """
     model.train()
     core = model.module if isinstance(model, DistributedDataParallel) else model
@@ -139,13 +139,13 @@ def train_one_epoch(
             correct = (logits.argmax(dim=1) == targets[0].labels).sum()
             sums += torch.stack([loss.detach(), correct.double()]) * bool(weight)
         first_failed = first_non_finite(model, step, first_failed, args.clip_gradient)
-        if optimizer.defaults.get("fused") and device.type != "cpu":
-            # This step and all after it are skipped: nothing waits.
-            optimizer.found_inf = (first_failed >= 0).float()
-        elif first_failed >= 0:
+        if device.type == "cpu" and first_failed >= 0:
             raise non_finite_gradient(dataset, batch, step, progress, args)
+        if device.type != "cpu" and optimizer.defaults.get("fused"):
+            # Nothing waits: it skips this step and all after; others spoil weights, never saved.
+            optimizer.found_inf = (first_failed >= 0).float()
         optimizer.step()
-        if average:
+        if average is not None:
             update_average(average, core, args.ema, (progress.epoch - 1) * steps + step + 1)
         bar.update()
 

@@ -25,7 +25,7 @@ def learning_rate(args: argparse.Namespace, epoch: int, step: int, steps: int) -
     It rises in a line over --warmup-epochs. `exponential` is ExponentialLR at the end of each
     epoch, `exponential-steps` at each step; `cosine` falls to 0 from the warm-up to the last step,
     Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5; `constant-cosine` waits with it until
-    half of all is done (Perceiver paper, appendix E).
+    half of all is done, as in the code that Perceiver IO was published with (perceiver/train).
     """
     done, all_steps = (epoch - 1) * steps + step, args.epochs * steps
     warmup = args.warmup_epochs * steps
@@ -95,6 +95,7 @@ def draw_mix(batch: Tensor, alpha: float, seed: int) -> Mix:
     if alpha == 0:
         return Mix(batch, 1.0)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    order = torch.randperm(len(batch), generator=generator).to(batch.device)
+    order = torch.randperm(len(batch), generator=generator)
+    order = order.to(batch.device, non_blocking=True)  # else a GPU is waited for at each step
     share = float(np.random.default_rng(seed % 2**63).beta(alpha, alpha))
     return Mix(batch[order], max(share, 1 - share))

@@ -37,7 +37,7 @@ from benchmarks.fuzzing.mutations import hostile_name, hostile_text
 
 # What is told to be written to, and what is by default.
 WRITABLE = ("../out", "../cache", "../run", "cache", "runs", "contact_sheet.png")
-FIELDS = "config preprocessing calibration progress model optimizer".split()
+FIELDS = "config preprocessing calibration progress model weights optimizer".split()
 DRY = ["--dry-run", *TRAIN]
 
 
@@ -150,10 +150,10 @@ def put_checkpoint(rng: Random, source: Path, target: Path) -> list[str]:
             name = "config" if isinstance(content.get("config"), dict) else ""
         if not name or rng.random() < 0.05:
             content, what = mutations.mutated_value(content, rng, others)
-        elif name == "model" and content["model"]:
-            key = rng.choice(list(content["model"]))
-            content["model"][key], what = mutated_tensor(content["model"][key], rng)
-            what = f"{key}: {what}"
+        elif name in ("model", "weights") and content[name]:
+            key = rng.choice(list(content[name]))
+            content[name][key], what = mutated_tensor(content[name][key], rng)
+            what = f"{name} {key}: {what}"
         else:
             content[name], what = mutations.mutated_value(content[name], rng, others)
             what = f"{name} {what}"

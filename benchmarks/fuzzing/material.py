@@ -57,14 +57,15 @@ def make_material(folder: Path) -> None:
     write_rows(MATERIAL / "manifest.csv", TABLES["manifest"], rows)
     labels = [[f"p{patient:02}", ("left", "right")[patient % 2]] for patient in range(6)]
     write_rows(MATERIAL / "labels.csv", TABLES["labels"], labels)
-    run_once("train.py", ["--data-dir", f"{MATERIAL}/knees", *TRAIN])
+    run_once("train.py", ["--data-dir", f"{MATERIAL}/knees", *TRAIN, "--ema", "0.9"])
     run_once("dataset.py", [f"{MATERIAL}/volumes", *SHEET], codes=(0, 2))
     content = torch.load("../out/run/last.pt", weights_only=True)
     record = json.loads(Path("../out/run/args.json").read_text())
     record["arguments"] |= {"dry_run": True, "data_dir": f"{MATERIAL}/knees"}
     record |= {"started": "2025-01-01T00:00:00", "git_commit": None, "products": PRODUCTS}
     Path("../out/run/args.json").write_text(json.dumps(record, indent=2))
-    torch.save({k: v for k, v in content.items() if k not in ("optimizer", "progress")}, CHECKPOINT)
+    of_training = ("optimizer", "progress", "weights")
+    torch.save({k: v for k, v in content.items() if k not in of_training}, CHECKPOINT)
     Path("../out/run").rename(MATERIAL / "run")
     Path("../cache").rename(MATERIAL / "cache")
 

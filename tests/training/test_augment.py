@@ -132,13 +132,14 @@ def test_mirrored_slices_are_in_the_reverse_order_with_the_other_label():
     assert torch.equal(changed[~turned], scans[~turned])
 
 
-def test_bending_folds_no_image():
+@pytest.mark.parametrize("strength", [0.0, 1.0, 4.0])
+def test_bending_folds_no_image(strength):
     """Everywhere the map from places of the result to those of the source keeps its orientation."""
     height = width = 64
     change = Augmentation(1000, (1, height, width), OF[2], 0, 0, 0.0, bend=0.08)
     bent = change.displacements(torch.arange(1000), (height, width))
-    x = bent[..., 0] + torch.arange(width) * 2 / width
-    y = bent[..., 1] + torch.arange(height)[:, None] * 2 / height
+    shape = torch.Size([1000, 1, height, width])
+    x, y = change.sources(shape, strength * change.draws[:, :4], bent).unbind(-1)
     across = torch.stack([x.diff(dim=2)[:, :-1], y.diff(dim=2)[:, :-1]])
     down = torch.stack([x.diff(dim=1)[:, :, :-1], y.diff(dim=1)[:, :, :-1]])
     assert (across[0] * down[1] - down[0] * across[1]).min() > 0

@@ -28,6 +28,7 @@ def change(content: dict, *keys, value) -> None:
         (["optimizer", "state", 0, "exp_avg_sq"], float("nan")),
         (["optimizer", "state", 0, "step"], torch.ones((), device="meta")),
         (["optimizer", "state", 0, "exp_avg"], torch.ones(2, 2).to_sparse()),
+        (["optimizer", "state", 0, "step"], torch.tensor(-1e30)),
         (["optimizer"], {}),
         (["progress"], {"epoch": "x"}),
         (["progress", "step"], -1),

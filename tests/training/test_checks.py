@@ -66,6 +66,14 @@ def test_it_is_refused_before_any_data_is_read(tmp_path, capsys, flags, message)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_averaged_weights_take_memory_too(tmp_path, capsys, monkeypatch):
+    flags = ["--data-dir", tmp_path, *TINY, "--output-dir", tmp_path / "run"]
+    monkeypatch.setattr(checks, "memory_of", lambda device: 1)
+    assert " takes 0 GB to train" in refused(flags, capsys)
+    monkeypatch.setattr(checks, "OF_AN_AVERAGE", 1e6)  # so that it shows in a model so small
+    assert " takes 0 GB to train" not in refused([*flags, "--ema", "0.9"], capsys)
+
+
 def test_what_is_in_the_way_of_a_file_of_the_run_is_found_before_any_data_is_read(
     finished_run, tmp_path, capsys
 ):

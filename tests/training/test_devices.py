@@ -17,6 +17,7 @@ from evaluation.predictions import predict
 from perceiver import Perceiver
 from scans.slices import Slice
 from training.epoch import Progress, train_one_epoch, validate
+from training.lamb import Lamb
 
 META = torch.device("meta")
 ARGUMENTS = dict(
@@ -28,7 +29,7 @@ ARGUMENTS = dict(
     clip_gradient=None,
     label_smoothing=0.1,
     mixup=0.2,
-    ema=0.0,
+    ema=0.9,
     augment_strength=1.0,
     bend=0.05,
     seed=0,
@@ -87,15 +88,15 @@ def on_meta(count: int) -> tuple[Perceiver, Dataset]:
     return Perceiver(**small).to(META), dataset
 
 
-def train(count: int, **arguments) -> int:
+def train(count: int, kind: type = SkippingAdam, **arguments) -> int:
     """Train an epoch on `count` samples. How often it waited."""
-    model, dataset = on_meta(count)
-    optimizer = SkippingAdam(model.parameters())
+    (model, dataset), (average, _) = on_meta(count), on_meta(count)
+    optimizer = kind(model.parameters())
     args = SimpleNamespace(**{**ARGUMENTS, **arguments})
     weights = torch.ones(2, device=META)
     progress = Progress(loss_sum=1.0, correct=2.0)
     with Reads() as reads:
-        train_one_epoch(model, dataset, optimizer, progress, args, lambda: None, weights)
+        train_one_epoch(model, dataset, optimizer, progress, args, lambda: None, weights, average)
     return reads.count
 
 
@@ -108,6 +109,10 @@ def no_signals(monkeypatch):
 def test_no_step_waits_for_the_device_or_mixes_devices(arguments):
     steps = [train(count, **arguments) for count in (4, 12)]
     assert steps[0] == steps[1] > 0  # the end of an epoch reads its sums
+
+
+def test_no_step_of_lamb_waits_for_the_device():
+    assert train(4, Lamb) == train(12, Lamb)
 
 
 def test_saving_within_an_epoch_waits_once_a_save():

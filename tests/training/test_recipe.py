@@ -254,6 +254,21 @@ def test_damaged_weights_are_named(whole, tmp_path, capsys, damage):
     assert str(path) in line and "weights in training" in line
 
 
+def test_a_run_of_before_there_were_optimizers_is_gone_on_with_by_adam_alone(
+    whole_run, tmp_path, capsys
+):
+    """Others keep their state in another order; fused ones would write past its end."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    path, record = tmp_path / "run" / "last.pt", tmp_path / "run" / "args.json"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["arguments"]["optimizer"]
+    torch.save(checkpoint, path)
+    record.write_text(record.read_text().replace('"optimizer": "adam"', '"optimizer": "adamw"'))
+    assert train.main(["--resume", str(tmp_path / "run"), "--epochs", "4"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'optimizer is "adamw", but {path} was made with "adam"' in line
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [
