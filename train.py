@@ -260,8 +260,8 @@ def train_and_test(
     made_with = {"arguments": result_arguments(args), "data": about}
     current = Run(folder, model, trained, optimizer, made_with, resumed)
     if args.compile:
-        for block in trained.blocks:  # reading tokens is a few large kernels already
-            block.latent_layers.compile()
+        for block in {*model.blocks, *trained.blocks}:
+            block.latent_layers.compile()  # reading tokens is a few large kernels already
     if processes() > 1:
         trained = DistributedDataParallel(trained)
     average = model if args.ema else None

@@ -29,7 +29,7 @@ def fit_label_noise(probabilities: np.ndarray, labels: np.ndarray) -> LabelNoise
     """The share of wrong labels under which these labels are likeliest.
 
     A label is that of the truth, or with a probability `wrong` any other, each as likely: the
-    forward correction of Patrini et al. 2017 (CVPR, section 3.2) with symmetric noise. The truth
+    forward correction of Patrini et al. 2017 (CVPR, theorem 2) with symmetric noise. The truth
     has the model's probabilities to the power of `sharpness`, normalized: Guo et al. 2017 (ICML).
     Both are fitted, as a model that is often and equally sure of another class has wrong labels
     before it, and one that errs where it is unsure has not. The mean over slices, which the

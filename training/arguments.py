@@ -163,14 +163,9 @@ def make_parser() -> Parser:
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="how gradients become steps")
     add("--lr", type=positive_float, default=2e-4, metavar="X", help="learning rate")
     add("--schedule", choices=SCHEDULES, default="exponential", help=SCHEDULE)
-    add(
-        "--lr-decay",
-        type=positive_float,
-        default=0.995,
-        metavar="X",
-        help="factor of an exponential one",
-    )
-    rise = "over which the learning rate rises from 0"
+    factor = "factor on the learning rate, an epoch or a step"
+    add("--lr-decay", type=fraction, default=0.995, metavar="X", help=factor)
+    rise = "over which the learning rate rises in a line"
     add("--warmup-epochs", type=not_negative, default=0.0, metavar="X", help=rise)
     add("--weight-decay", type=not_negative, default=0.0, metavar="X", help=DECAY)
     most = "largest norm of a step's gradient; a larger one is made shorter"

@@ -21,7 +21,7 @@ from common.workers import rank, wait_for_all
 from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, check_weights, read_checkpoint
 from training.epoch import COLUMNS, NonFiniteError, Progress
-from training.recipe import parameter_groups
+from training.recipe import BEFORE, parameter_groups
 from training.runfolder import as_json, check_data, read_record
 
 
@@ -129,8 +129,8 @@ def read_resumed(folder: Path, arguments: dict, record: Path | None = None) -> R
     data = checkpoint.get("data", read_record(folder).get("data", {}))
     check_data(path, data)
     # What the checkpoint was made with; one of before arguments were kept there says less.
-    made_with = {"optimizer": "adam"} | ({"lr": progress.rows[0]["lr"]} if progress.rows else {})
-    made_with |= checkpoint.get("arguments", {}) | model.config | model.preprocessing
+    made_with = {"lr": progress.rows[0]["lr"]} if progress.rows else {}
+    made_with |= BEFORE | checkpoint.get("arguments", {}) | model.config | model.preprocessing
     for name, value in arguments.items():
         original = made_with.get(name, value)
         if name == "split_file" and value and original:  # split.csv stands for it, wherever it is

@@ -37,6 +37,7 @@ from scans.splits import check_patients, describe_parts, folds_by_patient
 from training import runfolder
 from training.checkpoints import read_resumed
 from training.epoch import NonFiniteError
+from training.recipe import BEFORE
 from training.saved import plain, result_arguments
 
 
@@ -160,7 +161,7 @@ def write_arguments(args: argparse.Namespace, folder: Path, resume: bool = False
 
 def check_same_arguments(args: argparse.Namespace, folder: Path) -> None:
     """Raise UserError for others than those of a process that has begun since this one started."""
-    begun = runfolder.read_record(folder)["arguments"]
+    begun = BEFORE | runfolder.read_record(folder)["arguments"]
     for name, value in result_arguments(args).items():
         if name != "split_file" and value != begun.get(name):
             text = f"{name} is {value}, and {begun.get(name)} in the folds that another process"

@@ -3,7 +3,7 @@
     optimizer = Lamb(model.parameters(), lr=2e-3, weight_decay=0.1)
 
 Source: You et al. 2020, "Large Batch Optimization for Deep Learning", arXiv:1904.00962,
-algorithm 2, with the norm itself as its function phi; the Perceiver paper used it (appendix E).
+algorithm 2, with the norm itself as its function phi.
 """
 
 from collections.abc import Callable

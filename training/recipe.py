@@ -17,6 +17,19 @@ from training.lamb import Lamb
 
 SCHEDULES = ("exponential", "exponential-steps", "cosine", "constant-cosine")
 OPTIMIZERS = ("adam", "adamw", "lamb")
+# What a run did before it could be told.
+BEFORE = {
+    "optimizer": "adam",
+    "schedule": "exponential",
+    "warmup_epochs": 0.0,
+    "weight_decay": 0.0,
+    "clip_gradient": None,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "ema": 0.0,
+    "augment_strength": 1.0,
+    "bend": 0.0,
+}
 
 
 def learning_rate(args: argparse.Namespace, epoch: int, step: int, steps: int) -> float:
