@@ -148,7 +148,7 @@ def make_parser() -> Parser:
     add("--data-dir", type=Path, metavar="DIR", help="folder of slices or volumes, or a manifest")
     add("--demo", action="store_true", help="synthetic knees (kept in phantoms/) and a small model")
     whole = "what the model reads at once: a slice, or a whole scan of --slices slices"
-    k_runs = "cross-validation: of K parts of the patients each is the test of a run"
+    k_runs = "cross-validation: of 3 or more parts of the patients each is the test of a run"
     data.add_argument("--folds", type=positive_int, metavar="K", help=k_runs)
     data.add_argument("--input", choices=["slice", "scan"], default="slice", help=whole)
     add_data_arguments(data)
