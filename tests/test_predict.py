@@ -69,7 +69,8 @@ def test_files_that_cannot_be_read_get_a_row_each_and_the_rest_go_on(
         rows[1]["p_right"]
     ) == pytest.approx(1)
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and "gone.png: no such file" in errors[2]
+    assert "was trained or chosen on 1 of 4 scans" in errors[0]
+    assert len(errors) == 5 and "gone.png: no such file" in errors[3]
 
 
 def test_probabilities_stay_with_their_files_across_chunks(
@@ -116,7 +117,8 @@ def test_checkpoint_that_is_none_is_one_line_and_exit_2(tmp_path, knees, capsys,
 
 
 def test_command_line_on_one_file(finished_run, knees):
-    path = sorted(knees.iterdir())[0]
+    tested = {row["scan"] for row in read_csv(finished_run / "test_predictions.csv")}
+    path = next(path for path in sorted(knees.iterdir()) if path.name[: -len("_0.png")] in tested)
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
