@@ -103,8 +103,8 @@ def train(run: Run, data: Path, folder: Path) -> dict:
     """Make a run, or go on with it. Returns its row."""
     folder = folder / run.experiment / run.folder
     is_reference = not run.flags[0].startswith("-")
-    name = "benchmarks/references.py" if is_reference else "train.py"
-    program = [sys.executable, str(ROOT / name)]
+    script = "benchmarks/references.py" if is_reference else "train.py"
+    program = [sys.executable, str(ROOT / script)]
     if (folder / "last.pt").exists() or (folder / "folds.csv").exists():
         call([*program, "--resume", str(folder)])
     elif not (is_reference and (folder / "test_metrics.json").exists()):

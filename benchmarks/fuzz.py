@@ -260,7 +260,7 @@ def show_case(args: argparse.Namespace, scratch: Path) -> int:
         )
         result, found = try_case(box, case, args.as_process)
         faulthandler.cancel_dump_traceback_later()
-    parts = {"output": result.output, "errors": result.errors, "of a library": result.library}
+    parts = {"output": result.output, "errors": result.errors, "of a library": result.native}
     for name, content in parts.items():
         print(f"{name}:")
         for line in content.decode(errors="surrogateescape").split("\n")[:60]:

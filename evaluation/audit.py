@@ -22,7 +22,7 @@ class LabelNoise(NamedTuple):
     """How labels come about, as far as probabilities of models that never saw them tell."""
 
     wrong: float  # share of the labels
-    sharpness: float  # exponent of the probabilities: above 1, models are surer than they say
+    sharpness: float  # exponent of the probabilities: above 1, models could be surer
 
 
 def fit_label_noise(probabilities: np.ndarray, labels: np.ndarray) -> LabelNoise:

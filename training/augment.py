@@ -75,9 +75,8 @@ class Augmentation:
         self.draws = (torch.rand(count, 8, generator=generator) * 2 - 1).to(device)
         self.noise = torch.randn(NOISE_IMAGES, *size[-2:], generator=generator).to(device)
         if bend:
-            self.bends = (torch.rand(count, 2, BENDS, BENDS, generator=generator) * 2 - 1).to(
-                device
-            )
+            bends = torch.rand(count, 2, BENDS, BENDS, generator=generator)
+            self.bends = (bends * 2 - 1).to(device)
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Change a batch, on its device.

@@ -47,7 +47,7 @@ class Result(NamedTuple):
     code: int | None  # None: an exception
     output: bytes
     errors: bytes
-    library: bytes = b""  # what was printed to descriptor 2 behind Python's back
+    native: bytes = b""  # what was printed to descriptor 2 behind Python's back
     traceback: BaseException | None = None
     seconds: float = 0.0
     memory: int = 0
@@ -227,8 +227,8 @@ def judge(case: Case, result: Result) -> list[Finding]:
     if match := WARNING.search(errors):
         text = errors[match.start() :].splitlines()[0]
         found.append(Finding("warning", re.sub(r"^.*/(site-packages|h5)/", "", text)[:160]))
-    if result.library:
-        line = next(filter(None, result.library.decode(errors="replace").split("\n")), "")
+    if result.native:
+        line = next(filter(None, result.native.decode(errors="replace").split("\n")), "")
         found.append(Finding("library", re.sub(r"\d{3,}", "#", ascii(line))[:120]))
     if "--json" in case.arguments and not result.output.startswith(b"usage: "):  # --help
         found += judge_json(program, result.output)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import TINY
 
 import train
 from benchmarks import references
+from training.arguments import parse_args
 
 FLAGS = [*TINY, "--epochs", "4", "--cross-dim-head", "16"]
 
@@ -42,6 +44,15 @@ def test_perceiver_pytorch_trained_so_is_ours(knees, tmp_path):
     for ours, other in zip(*map(rows_of, (tmp_path / "ours", tmp_path / "theirs")), strict=True):
         for name in ("train_loss", "val_loss"):
             assert float(ours[name]) == pytest.approx(float(other[name]), rel=1e-3)
+
+
+def test_a_reference_trains_on_the_train_rows_only(knees, tmp_path):
+    """With the train rows' sides swapped, everything that is tested comes out wrong."""
+    args = parse_args(["--data-dir", str(knees), "--cache-dir", str(tmp_path), *FLAGS])
+    subsets = train.read_subsets(args, train.read_data(args, None))
+    subsets["train"] = replace(subsets["train"], classes=["right", "left"])
+    figures, _ = references.fit_logistic_regression(args, subsets)
+    assert figures["slices"]["accuracy"] < 0.5
 
 
 def test_a_run_that_is_there_is_left_alone(knees, tmp_path, capsys):
