@@ -23,9 +23,10 @@ the middle of the image, by up to N + 1/2 columns; what leaves the image is lost
 With --permute the pixels of each image, in the end, change their places, in all images alike.
 
 Of the ten classes nothing is mirrored, and each photograph is a scan of one slice. split.csv keeps
-the package's own test photographs, and of the others each twelfth ten for validation. What the
-manifest calls patients are none: ten photographs of a class, one after the other in the files, so
-that a split has something to keep whole.
+the package's own test photographs, and of the others each twelfth ten for validation. A few
+photographs are in Fashion-MNIST twice: where the copies would be in two subsets, it is left out of
+training, or else of validation. What the manifest calls patients are none: ten photographs of a
+class, one after the other in the files, so that a split has something to keep whole.
 
 The photographs come from the Debian package dataset-fashion-mnist or from a folder with the same
 four IDX files (--source), gzipped or not. Exit codes: 0 done, 2 unusable arguments or data,
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -51,6 +53,7 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/garments.py`
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402
 from common.program import positive_int, run_program, whole_number  # noqa: E402
+from scans.copies import find_copies  # noqa: E402
 from scans.slices import DataError  # noqa: E402
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts the files
@@ -148,16 +151,22 @@ def permuted(images: np.ndarray) -> np.ndarray:
 
 
 def build(
-    directory: Path, garment: str, source: Path = SOURCE, shift: int = 0, permute: bool = False
+    directory: Path,
+    garment: str,
+    source: Path = SOURCE,
+    shift: int = 0,
+    permute: bool = False,
+    limit: int | None = None,
 ) -> dict[str, int]:
     """Write the folder, whole or not at all, and return the counts of what it holds.
 
-    shift: see `moved`; 0 leaves photographs where they are. permute: see `permuted`.
+    shift: see `moved`; 0 leaves photographs where they are. permute: see `permuted`. limit: so many
+    photographs, the first ones.
     The first file is OAI9000001_Boots_1_00000_FASHION_MNIST_RIGHT.nii.gz_0.png, mirrored it is
     ..._LEFT.nii.gz_0.png; 00000 is the place of the scan's first photograph among all boots.
     """
     images, labels, _ = load_photographs(source)
-    photographs = images[labels == GARMENTS[garment]]
+    photographs = images[labels == GARMENTS[garment]][:limit]
     photographs = moved(photographs, shift) if shift else photographs
     patients, dropped = divmod(len(photographs), SLICES_PER_SCAN)
     if patients == 0:
@@ -187,26 +196,40 @@ def build_classes(
     images, labels, tests = load_photographs(source)
     images = permuted(images) if permute else images
     parts = {"train": range(len(labels) - tests), "test": range(len(labels) - tests, len(labels))}
-    counts, rows, subsets = Counter(), [], []
+    counts, rows, subsets, photographs = Counter(), [], [], []
+    for part, numbers in parts.items():
+        of_part = Counter()
+        for i in numbers[:limit]:
+            label = CLASSES[labels[i]]
+            scan = f"{label}/{counts[label]:05d}"
+            tens = of_part[label] // PHOTOGRAPHS_PER_PATIENT
+            is_val = part == "train" and tens % VALIDATION == VALIDATION - 1
+            patient = f"{label} {'test ' if part == 'test' else ''}{tens:04d}"
+            path = f"{scan}.png"
+            rows.append({"path": path, "label": label, "patient": patient, "scan": scan})
+            subsets.append("val" if is_val else part)
+            photographs.append(images[i])
+            counts[label] += 1
+            of_part[label] += 1
+    dropped = copies_between_subsets(np.stack(photographs), subsets)
+    kept = [n for n in range(len(rows)) if n not in dropped]
     with whole_folder(directory) as unfinished:
         for name in CLASSES:
             (unfinished / name).mkdir()
-        for part, numbers in parts.items():
-            of_part = Counter()
-            for i in tqdm(numbers[:limit], f"writing {part}", disable=None):
-                label = CLASSES[labels[i]]
-                path = f"{label}/{counts[label]:05d}.png"
-                tens = of_part[label] // PHOTOGRAPHS_PER_PATIENT
-                patient = f"{label} {'test ' if part == 'test' else ''}{tens:04d}"
-                scan, is_val = path[:-4], part == "train" and tens % VALIDATION == VALIDATION - 1
-                Image.fromarray(images[i]).save(unfinished / path)
-                rows.append({"path": path, "label": label, "patient": patient, "scan": scan})
-                subsets.append({"subset": "val" if is_val else part, "scan": scan})
-                counts[label] += 1
-                of_part[label] += 1
-        write_csv(unfinished / "manifest.csv", rows)
-        write_csv(unfinished / "split.csv", subsets)
-    return counts
+        for n in tqdm(kept, "writing", disable=None):
+            Image.fromarray(photographs[n]).save(unfinished / rows[n]["path"])
+        write_csv(unfinished / "manifest.csv", [rows[n] for n in kept])
+        parts = [{"subset": subsets[n], "scan": rows[n]["scan"]} for n in kept]
+        write_csv(unfinished / "split.csv", parts)
+    return Counter(rows[n]["label"] for n in kept)
+
+
+def copies_between_subsets(images: np.ndarray, subsets: list[str]) -> set[int]:
+    """Which images to leave out, so that no two of two subsets are copies; of the test, none."""
+    pairs = find_copies(torch.from_numpy(images)[:, None], [str(n) for n in range(len(images))])
+    rank = {"train": 0, "val": 1, "test": 2}
+    between = [pair for pair in pairs if subsets[pair[0]] != subsets[pair[1]]]
+    return {min(pair, key=lambda n: rank[subsets[n]]) for pair in between}
 
 
 # ---- program -------------------------------------------------------------------------------------
@@ -222,6 +245,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("--garment", choices=GARMENTS, required=True)
     at_most = "move each photograph by up to so many pixels; no side is favoured"
     command.add_argument("--shift", type=whole_number, default=0, metavar="N", help=at_most)
+    command.add_argument("--limit", type=positive_int, metavar="N", help="of its photographs")
     command.add_argument("--source", type=Path, default=SOURCE, help="default: %(default)s")
     command.add_argument("--permute", action="store_true", help="all pixels, in all images alike")
     command = commands.add_parser("classes", help="write ten classes and a manifest")
@@ -234,7 +258,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     if args.command == "build":
-        counts = build(args.directory, args.garment, args.source, args.shift, args.permute)
+        more = args.source, args.shift, args.permute, args.limit
+        counts = build(args.directory, args.garment, *more)
         held = ", ".join(f"{counts[key]} {key}" for key in ("patients", "scans", "slices"))
         print(f"{args.directory}: {held}; {counts['dropped']} photographs left over, dropped")
     else:

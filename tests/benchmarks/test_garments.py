@@ -294,3 +294,20 @@ def test_damaged_source_of_classes_leaves_nothing(tmp_path, capsys):
     assert garments.main(["classes", f"{tmp_path}/new", "--source", str(source)]) == 2
     assert "train-images-idx3-ubyte.gz: truncated" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_photographs_that_are_there_twice_are_in_one_subset_only(tmp_path):
+    source = write_source(tmp_path / "source")
+    path = source / "train-images-idx3-ubyte.gz"
+    images, labels, tests = garments.load_photographs(source)
+    images = images.copy()
+    own = np.flatnonzero(labels[:-tests] == BAG)
+    images[own[3]] = images[-1]  # trained on and tested
+    images[own[5]] = images[own[119]]  # trained on and validated
+    path.write_bytes(gzip.compress(idx_bytes(images[:-tests])))
+    assert garments.main(["classes", f"{tmp_path}/new", "--source", str(source)]) == 0
+    with (tmp_path / "new" / "split.csv").open(newline="") as file:
+        subset_of = {row["scan"]: row["subset"] for row in csv.DictReader(file)}
+    assert len(subset_of) == 238 and subset_of["Bag/00119"] == "val"
+    assert not {"Bag/00003", "Bag/00005"} & subset_of.keys()
+    assert not (tmp_path / "new" / "Bag" / "00003.png").exists()
