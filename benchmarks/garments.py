@@ -146,8 +146,13 @@ def moved(images: np.ndarray, shift: int) -> np.ndarray:
 
 def permuted(images: np.ndarray) -> np.ndarray:
     """All images (n, height, width) with their pixels in another order, the same for all."""
-    order = np.random.default_rng(0).permutation(images[0].size)
+    order = pixel_order(images[0].size)
     return images.reshape(len(images), -1)[:, order].reshape(images.shape)
+
+
+def pixel_order(pixels: int) -> np.ndarray:
+    """Where each pixel of a permuted image comes from, as places in rows one after the other."""
+    return np.random.default_rng(0).permutation(pixels)
 
 
 def build(

@@ -15,6 +15,7 @@ import argparse
 import copy
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/references.py`
 
+from benchmarks.garments import pixel_order  # noqa: E402
 from common import signals  # noqa: E402
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import write_json  # noqa: E402
@@ -33,7 +35,7 @@ from dataset import Dataset  # noqa: E402
 from evaluation.calibration import calibrate  # noqa: E402
 from evaluation.predictions import Predictions, predict  # noqa: E402
 from evaluation.report import describe_test, test_figures  # noqa: E402
-from perceiver import Perceiver  # noqa: E402
+from perceiver import Perceiver, fourier_positions  # noqa: E402
 from train import new_model, read_data, read_subsets  # noqa: E402
 from training import runfolder  # noqa: E402
 from training.arguments import parse_args  # noqa: E402
@@ -86,22 +88,56 @@ class PatchTransformer(nn.Module):
 
 
 class PerceiverPytorch(nn.Module):
-    """perceiver-pytorch's Perceiver, of the same configuration and the same first weights."""
+    """perceiver-pytorch's Perceiver of the same configuration.
 
-    def __init__(self, like: Perceiver, size: tuple[int, int]):
+    Its first weights are its own, or those of train.py: then, with the same flags, so are its
+    losses, and only the time differs.
+    """
+
+    def __init__(self, like: Perceiver, size: tuple[int, int], own_weights: bool = True):
         from benchmarks.peers import perceiver_pytorch_like  # a development dependency
 
         super().__init__()
         self.peer = perceiver_pytorch_like(like)
+        if own_weights:
+            for module in self.peer.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+            nn.init.normal_(self.peer.latents)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.peer(images.movedim(1, -1))
+
+
+class PerceiverTold(nn.Module):
+    """Of images of `garments.py --permute`, a Perceiver that is told where each pixel was.
+
+    The configuration and first weights are those of train.py; channels after the first hold the
+    positions, in the order of the pixels.
+    """
+
+    def __init__(self, like: Perceiver, size: tuple[int, int]):
+        super().__init__()
+        config = like.config
+        about = size, config["max_freq"], config["num_freq_bands"], torch.device("cpu")
+        positions = fourier_positions(*about)[pixel_order(size[0] * size[1])]  # (tokens, features)
+        self.register_buffer("positions", positions.T.reshape(1, -1, *size).contiguous())
+        channels = 1 + positions.shape[1]
+        of_channels = {"fourier_encode_data": False, "input_channels": channels}
+        self.model = Perceiver(**config | of_channels)
+        self.model.load_state_dict(like.state_dict())
+
+    def forward(self, images: Tensor) -> Tensor:
+        positions = self.positions.expand(len(images), -1, -1, -1)
+        return self.model(torch.cat([images, positions], dim=1))
 
 
 NETWORKS = {
     "cnn": SmallCNN,
     "patch-transformer": PatchTransformer,
     "perceiver-pytorch": PerceiverPytorch,
+    "perceiver-pytorch-same-weights": partial(PerceiverPytorch, own_weights=False),
+    "perceiver-told": PerceiverTold,
 }
 
 
@@ -129,7 +165,8 @@ def fit_network(
     device, train = choose_device(args.device), subsets["train"]
     like = new_model(args, train)
     model = Reference(NETWORKS[name](like, args.image_size), like).to(device)
-    print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {device}")
+    parameters = sum(p.numel() for p in model.network.parameters())
+    print(f"{name}: {parameters / 1e6:.2f} M parameters, {device}")
     optimizer, progress = new_optimizer(args, model), Progress()
     kept = copy.deepcopy(model) if args.ema else model
     average = kept if args.ema else None
@@ -146,7 +183,8 @@ def fit_network(
     best.calibration = {"temperature": calibration.temperature}
     tested = predict(best, subsets["test"], at_a_time(args), args.amp)
     by = "file" if args.split_file else args.split
-    return test_figures(tested, by, epoch, args.epochs, calibration), progress.rows
+    figures = test_figures(tested, by, epoch, args.epochs, calibration)
+    return figures | {"parameters": parameters}, progress.rows
 
 
 def fit_logistic_regression(

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 
 import train
-from benchmarks import references
+from benchmarks import garments, references
+from perceiver import Perceiver
 from training.arguments import parse_args
 
 FLAGS = [*TINY, "--epochs", "4", "--cross-dim-head", "16"]
@@ -39,11 +41,30 @@ def test_perceiver_pytorch_trained_so_is_ours(knees, tmp_path):
     flags += "--optimizer adamw --weight-decay 0.1 --schedule cosine --mixup 0.2 --ema 0.9".split()
     flags += ["--lr", "1e-3"]
     assert train.main([*flags, "--output-dir", str(tmp_path / "ours")]) == 0
-    theirs = ["perceiver-pytorch", *flags, "--output-dir", str(tmp_path / "theirs")]
+    theirs = ["perceiver-pytorch-same-weights", *flags, "--output-dir", str(tmp_path / "theirs")]
     assert references.main(theirs) == 0
     for ours, other in zip(*map(rows_of, (tmp_path / "ours", tmp_path / "theirs")), strict=True):
         for name in ("train_loss", "val_loss"):
             assert float(ours[name]) == pytest.approx(float(other[name]), rel=1e-3)
+
+
+def test_first_weights_of_perceiver_pytorch_are_its_own():
+    ours = Perceiver(depth=2, num_latents=8, latent_dim=64, latent_heads=2)
+    ours.head.weight.data.fill_(7.0)
+    peers = references.PerceiverPytorch(ours, (8, 8)), references.PerceiverPytorch(ours, (8, 8))
+    latents = peers[0].peer.latents
+    assert latents.std().item() == pytest.approx(1.0, abs=0.2)  # ours have 0.02
+    assert not any((weight == 7).all() for weight in peers[0].parameters())
+    assert not latents.equal(peers[1].peer.latents)
+
+
+def test_a_perceiver_told_the_positions_of_permuted_pixels_is_the_same_function():
+    ours = Perceiver(depth=2, num_latents=8, latent_dim=32, latent_heads=2, num_classes=3)
+    told = references.PerceiverTold(ours, (10, 12))
+    images = torch.randn(4, 1, 10, 12)
+    permuted = torch.from_numpy(garments.permuted(images[:, 0].numpy()))[:, None]
+    assert told(permuted).sub(ours(images)).abs().max() < 1e-5
+    assert told(images).sub(ours(images)).abs().max() > 1e-3
 
 
 def test_a_reference_trains_on_the_train_rows_only(knees, tmp_path):
