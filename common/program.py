@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -52,7 +53,13 @@ def check_matplotlib() -> None:
 
 
 class Formatter(argparse.HelpFormatter):
-    """Adds the default of each flag that has one to its help."""
+    """Adds the default of each flag that has one to its help, and keeps lines and flags whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        wrapper = textwrap.TextWrapper(
+            width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        return "\n".join(map(wrapper.fill, text.splitlines()))
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

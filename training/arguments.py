@@ -44,6 +44,27 @@ DEMO = {
     "mirror_swap": True,
 }
 
+# What --recipe changes. The first: see docs/results.md. The second is what Perceivers were trained
+# with on ImageNet: Jaegle et al. 2021, arXiv:2103.03206, appendix; and the code of Perceiver IO.
+RECIPES = {
+    "adamw": {
+        "optimizer": "adamw",
+        "lr": 2e-3,
+        "weight_decay": 0.05,
+        "schedule": "cosine",
+        "warmup_epochs": 0.5,
+        "query_scale": 16.0,
+    },
+    "imagenet": {
+        "optimizer": "lamb",
+        "lr": 4e-3,
+        "weight_decay": 0.1,
+        "schedule": "constant-cosine",
+        "clip_gradient": 10.0,
+        "label_smoothing": 0.1,
+    },
+}
+
 OF_SCANS = {"batch_size": 8, "query_scale": 6.0}  # what --input scan changes
 DEMO_OF_SCANS = {
     "image_size": (19, 22),
@@ -160,6 +181,8 @@ def make_parser() -> Parser:
     a_step = f"slices a step; scans, by default {OF_SCANS['batch_size']}, with --input scan"
     add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help=a_step)
     add("--grad-accumulation", type=positive_int, default=1, metavar="N", help="parts of a batch")
+    named = "settings of the list below together; flags that are named still win"
+    add("--recipe", choices=RECIPES, help=named)
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="how gradients become steps")
     add("--lr", type=positive_float, default=2e-4, metavar="X", help="learning rate")
     add("--schedule", choices=SCHEDULES, default="exponential", help=SCHEDULE)
@@ -201,22 +224,26 @@ def make_parser() -> Parser:
     rounds = "the second learns from no scan that the first found wrong, and so on"
     add("--audit-rounds", type=positive_int, default=1, metavar="N", help=rounds)
     add("--dry-run", action="store_true", help="read, split, report, take one step, stop")
-    demo, of_scans = (
-        " ".join(as_typed(parser, name, value) for name, value in table.items())
-        for table in ({**DEMO, "data_dir": None}, DEMO_OF_SCANS)
-    )
-    parser.epilog = "A run folder that already holds a run is never overwritten. --demo has "
-    parser.epilog += f"defaults of its own: {demo.strip()}; and with --input scan: {of_scans}."
+    demo, of_scans = flags_of(parser, {**DEMO, "data_dir": None}), flags_of(parser, DEMO_OF_SCANS)
+    lines = ["A run folder that already holds a run is never overwritten."]
+    lines += [f"--demo has defaults of its own: {demo}; and with --input scan: {of_scans}."]
+    lines += [f"--recipe {name} is {flags_of(parser, table)}." for name, table in RECIPES.items()]
+    parser.epilog = "\n".join(lines)
     return parser
 
 
+def flags_of(parser: Parser, table: dict) -> str:
+    return " ".join(as_typed(parser, name, value) for name, value in table.items()).strip()
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Arguments of the command line; --demo changes defaults, and named flags still win."""
+    """Arguments of the command line; --demo and --recipe change defaults; named flags still win."""
     parser = make_parser()
     args = parser.parse_args(argv)
     changed = dict(DEMO) if args.demo else {}
     if args.input == "scan":
         changed |= OF_SCANS | (DEMO_OF_SCANS if args.demo else {})
+    changed |= RECIPES.get(args.recipe, {})
     parser.set_defaults(**changed)
     args = parser.parse_args(argv)
     # torchrun --max-restarts starts the same command again.
@@ -229,7 +256,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.folds and args.output_dir and (args.output_dir / FOLDS).exists():
         args.resume = args.output_dir  # the same command again goes on
     if args.resume:
-        args = resumed_args(parser, argv, args.resume)
+        args = resumed_args(make_parser(), argv, args.resume)  # whose defaults nobody changed
     if not (args.data_dir or args.demo):
         of_run = f"{args.resume / 'args.json'} names no data; say --data-dir" if args.resume else ""
         parser.error(of_run or "one of --data-dir, --demo and --resume is needed")

@@ -19,6 +19,7 @@ SCHEDULES = ("exponential", "exponential-steps", "cosine", "constant-cosine")
 OPTIMIZERS = ("adam", "adamw", "lamb")
 # What a run did before it could be told.
 BEFORE = {
+    "recipe": None,
     "optimizer": "adam",
     "schedule": "exponential",
     "warmup_epochs": 0.0,

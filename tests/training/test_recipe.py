@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 import train
 from perceiver import Perceiver
 from training import recipe
+from training.arguments import DEMO, RECIPES
 from training.augment import Augmentation
 from training.epoch import Target, summed_loss
 from training.lamb import Lamb
@@ -286,3 +287,37 @@ def test_what_does_not_go_together_is_said(flags, told, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.parse_args(["--data-dir", "x", *flags.split()])
     assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+# ---- named recipes -------------------------------------------------------------------------------
+
+
+def test_a_recipe_changes_defaults_and_named_flags_win():
+    args = train.parse_args(["--data-dir", "x", "--recipe", "adamw", "--lr", "0.01"])
+    assert (args.optimizer, args.schedule, args.lr) == ("adamw", "cosine", 0.01)
+    args = train.parse_args(["--demo", "--recipe", "imagenet"])
+    assert (args.optimizer, args.lr, args.clip_gradient) == ("lamb", 4e-3, 10.0)
+    assert args.image_size == DEMO["image_size"]
+
+
+def test_what_help_says_of_a_recipe_does_the_same(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in RECIPES:
+        flags = said.split(f"--recipe {name} is ")[1].split(". --recipe")[0].removesuffix(".")
+        typed, named = (
+            vars(train.parse_args(["--data-dir", "x", *more]))
+            for more in (flags.split(), ["--recipe", name])
+        )
+        assert named | {"recipe": None} == typed
+
+
+def test_a_resumed_run_keeps_its_recipe(knees, tmp_path, capsys):
+    flags = ["--data-dir", str(knees), "--output-dir", str(tmp_path), *FLAGS, "--recipe", "adamw"]
+    assert train.main([*flags, "--epochs", "2"]) == 0
+    assert train.parse_args(["--resume", str(tmp_path)]).weight_decay == 0.05
+    with pytest.raises(SystemExit):
+        train.main(["--resume", str(tmp_path), "--recipe", "imagenet"])
+    told = "--recipe imagenet (the run was started with --recipe adamw)"
+    assert told in capsys.readouterr().err
