@@ -25,13 +25,8 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/audit.py`
 
 import torch  # noqa: E402
 
-from benchmarks.evidence import (  # noqa: E402
-    RESULTS,
-    call,
-    rows_of,
-    spread,
-    write_between_marks,
-)
+from benchmarks.evidence import RESULTS, call, rows_of  # noqa: E402
+from benchmarks.evidence_pages import spread, write_between_marks  # noqa: E402
 from benchmarks.experiments import TINY  # noqa: E402
 from benchmarks.mislabelled import swap_sides  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402

@@ -2,24 +2,28 @@
 
     python benchmarks/evidence.py                      # all of them; goes on where it was stopped
     python benchmarks/evidence.py order --seeds 0 1 2
-    python benchmarks/evidence.py --quick --results R  # the same on a few scans, in a minute
-    python benchmarks/evidence.py --write-docs         # what was measured, into docs/results.md
+    python benchmarks/evidence.py classes --jobs 2     # two runs at a time, each on half the cores
+    python benchmarks/evidence.py --quick --results R  # the same on a few scans, in minutes
+    python benchmarks/evidence.py --results benchmarks/results/again --folder runs/again bags
+    python benchmarks/evidence.py --write-docs         # all that was measured, into the pages
 
 Each run is a run folder below --folder, and a row of benchmarks/results/<experiment>.csv: settings,
 seed, what the test said, seconds, versions, processor. A run whose row is there is not made again;
 one that was killed goes on. Checkpoint and calibration of a run are chosen on validation.
+What photographs are made of: see benchmarks/garments.py.
 
 Exit codes: 0 done, 1 a run failed, 2 bad arguments.
 """
 
 import argparse
 import json
+import os
 import re
-import statistics
 import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,20 +32,25 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/evidence.py`
 
 import torch  # noqa: E402
 
+from benchmarks.evidence_pages import table, write_pages  # noqa: E402
 from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
-from benchmarks.speed_records import put_between_marks  # noqa: E402
 from common.csv_tables import read_csv, write_csv  # noqa: E402
-from common.files import whole_file  # noqa: E402
-from common.program import Parser, UserError, counted, run_program, whole_number  # noqa: E402
-from dataset import list_labelled, load_dataset, split  # noqa: E402
+from common.program import (  # noqa: E402
+    Parser,
+    UserError,
+    positive_int,
+    run_program,
+    whole_number,
+)
+from dataset import Dataset, list_labelled, load_dataset, split  # noqa: E402
 from perceiver import Perceiver  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-MARKS = "<!-- begin: python benchmarks/evidence.py --write-docs -->", "<!-- end: evidence -->"
 
 QUICK = "--epochs 1 --image-size 8 8 --num-latents 4 --latent-dim 16 --depth 1 --no-mirror-swap"
-QUICK = QUICK.split()
+QUICK = [*QUICK.split(), "--warmup-epochs", "0"]
+LAST_LINES = 20  # of the output of a run that failed
 
 
 class RunFailed(UserError):
@@ -58,7 +67,11 @@ class Run(NamedTuple):
     def folder(self) -> str:
         """Of these flags alone: other ones are another run."""
         digest = zlib.crc32(" ".join(self.flags).encode())
-        return f"{self.variant.replace(' ', '-')}-{self.seed}-{digest:08x}"
+        return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower())}-{self.seed}-{digest:08x}"
+
+    @property
+    def reads_scans(self) -> bool:
+        return "scan" in self.flags and self.flags[self.flags.index("scan") - 1] == "--input"
 
     def is_in(self, rows: list[dict]) -> bool:
         known = [(row["variant"], int(row["seed"]), row["flags"]) for row in rows]
@@ -92,29 +105,49 @@ def placed(words: list[str], data: Path) -> list[str]:
     return [word.replace("{data}", str(data)) for word in words]
 
 
-def call(command: list[str], fine: tuple[int, ...] = (0,)) -> None:
-    """Raises RunFailed if it fails; it has said why."""
-    code = subprocess.run(command, cwd=ROOT).returncode
+def call(
+    command: list[str],
+    fine: tuple[int, ...] = (0,),
+    log: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Raises RunFailed if it fails: the command has said why, in `log` if there is one."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    if log is None:
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    else:
+        with log.open("w") as output:
+            code = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ).returncode
     if code not in fine:
-        raise RunFailed(f"{' '.join(command[1:])}: exit code {code}")
+        said = log.read_text().splitlines()[-LAST_LINES:] if log else []
+        raise RunFailed(*said, f"{' '.join(command[1:])}: exit code {code}")
 
 
-def train(run: Run, data: Path, folder: Path) -> dict:
+def train(run: Run, data: Path, folder: Path, threads: int | None) -> dict:
     """Make a run, or go on with it. Returns its row."""
     folder = folder / run.experiment / run.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".txt")
     is_reference = not run.flags[0].startswith("-")
     script = "benchmarks/references.py" if is_reference else "train.py"
     program = [sys.executable, str(ROOT / script)]
     if (folder / "last.pt").exists() or (folder / "folds.csv").exists():
-        call([*program, "--resume", str(folder)])
+        call([*program, "--resume", str(folder)], log=log, threads=threads)
     elif not (is_reference and (folder / "test_metrics.json").exists()):
         more = [*placed(EXPERIMENTS[run.experiment].data.flags, data), "--seed", str(run.seed)]
-        call([*program, *run.flags, *more, "--output-dir", str(folder)])
+        words = [*run.flags, *more, "--output-dir", str(folder)]
+        call([*program, *words], log=log, threads=threads)
+    return row_of(run, folder)
+
+
+def row_of(run: Run, folder: Path) -> dict:
+    """What a run that is done has measured."""
     about = json.loads((folder / "args.json").read_text())
     name = "cross_validation.json" if "--folds" in run.flags else "test_metrics.json"
     tested = json.loads((folder / name).read_text())
     tables = [rows_of(path) for path in sorted([*folder.glob("**/metrics.csv")])]
-    best = min((row for rows in tables for row in rows), key=lambda row: float(row["val_loss"]))
     row = {
         "variant": run.variant,
         "seed": run.seed,
@@ -122,10 +155,16 @@ def train(run: Run, data: Path, folder: Path) -> dict:
         "epochs": sum(map(len, tables)),
         # Of the quickest epoch: what else ran on the machine is left out.
         "seconds": round(sum(len(rows) * min(map(seconds_of, rows)) for rows in tables)),
-        "best_epoch": best["epoch"] if len(tables) == 1 else "",
-        "val_loss": best["val_loss"] if len(tables) == 1 else "",
         "patients": tested["patients"],
     }
+    if len(tables) == 1:
+        epochs = tables[0]
+        best = min(epochs, key=lambda epoch: float(epoch["val_loss"]))
+        row |= {"best_epoch": best["epoch"], "val_loss": best["val_loss"]}
+        for column in ("train_loss", "val_loss", "val_accuracy"):  # C is chosen, no epoch
+            if column in epochs[0]:
+                values = [f"{float(epoch[column]):.4f}" for epoch in epochs]
+                row[f"{column}_by_epoch"] = " ".join(values)
     for unit in ("slices", "scans"):
         found = tested.get(unit)
         row[unit] = found["count"] if found else ""
@@ -133,8 +172,9 @@ def train(run: Run, data: Path, folder: Path) -> dict:
     scans = tested["scans"]
     for name in ("negative_log_likelihood", "expected_calibration_error"):
         row[name] = scans[name]["value"]
-    if "scan" in run.flags:
-        row |= without_order(folder, data)
+    row["parameters"] = tested.get("parameters", "")
+    if (folder / "best.pt").exists():
+        row |= of_model(run, folder)
     return row | {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "torch": about["versions"]["torch"],
@@ -147,12 +187,37 @@ def seconds_of(epoch: dict) -> float:
     return float(epoch["seconds"])
 
 
-def without_order(folder: Path, data: Path) -> dict:
-    """How many tested scans are right with their slices in reverse order, and shuffled."""
+# ---- what the best model of a run says of the test -----------------------------------------------
+
+
+def of_model(run: Run, folder: Path) -> dict:
+    model, test = open_tested(folder)
+    found = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    if run.reads_scans:
+        found |= without_order(model, test)
+    elif "--mirror-swap" in run.flags:
+        found |= with_mirror_image(model, test)
+    if run.experiment == "depth":
+        found |= after_each_read(model, test)
+    if run.experiment == "real-knee":
+        found |= of_real_knee(folder)
+    return found
+
+
+def open_tested(folder: Path) -> tuple[Perceiver, Dataset]:
+    """The best model of a run, and what it was tested on."""
     model = Perceiver.from_checkpoint(folder / "best.pt")
-    size, length = model.preprocessing["image_size"], model.preprocessing["slices"]
-    dataset = load_dataset(list_labelled(data), size, ROOT / "cache", scan_length=length)
-    test = split(dataset, split_file=folder / "split.csv")["test"]
+    arguments = json.loads((folder / "args.json").read_text())["arguments"]
+    length = model.preprocessing["slices"] if arguments["input"] == "scan" else None
+    listing = list_labelled(Path(arguments["data_dir"]), arguments["classes"])
+    size = model.preprocessing["image_size"]
+    dataset = load_dataset(listing, size, ROOT / "cache", scan_length=length)
+    return model, split(dataset, split_file=folder / "split.csv")["test"]
+
+
+def without_order(model: Perceiver, test: Dataset) -> dict:
+    """How many tested scans are right with their slices in reverse order, and shuffled."""
+    length = model.preprocessing["slices"]
     scans, generator = test.batch(torch.arange(len(test))), torch.Generator().manual_seed(0)
     orders = [torch.randperm(length, generator=generator) for _ in range(len(test))]
     shuffled = torch.stack([scan[:, order] for scan, order in zip(scans, orders, strict=True)])
@@ -163,68 +228,36 @@ def without_order(folder: Path, data: Path) -> dict:
     return {"reversed_right": right(scans.flip(2)), "shuffled_right": right(shuffled)}
 
 
-# ---- pages ---------------------------------------------------------------------------------------
+def with_mirror_image(model: Perceiver, test: Dataset) -> dict:
+    """How many are right by the logits of an image less those of its mirror image."""
+    images = test.batch(torch.arange(len(test)))
+    logits = model.predict_logits(images) - model.predict_logits(images.flip(3))
+    return {"mirrored_right": int((logits.argmax(dim=1) == test.labels).sum())}
 
 
-COLUMNS = {  # heading -> what is divided by what
-    "scans right": ("scans_right", "scans"),
-    "slices right": ("slices_right", "slices"),
-    "scans right, slices reversed": ("reversed_right", "scans"),
-    "shuffled": ("shuffled_right", "scans"),
-}
+def after_each_read(model: Perceiver, test: Dataset) -> dict:
+    """How many the head gets right from the latents after each iteration."""
+    right = [0] * model.config["depth"]
+    with torch.inference_mode():
+        for part in torch.arange(len(test)).split(64):
+            x, tokens = model.latents[None], model.tokens(model.normalise(test.batch(part)))
+            for iteration in range(model.config["depth"]):
+                x = model.block(iteration)(x, tokens)
+                found = model.head(model.norm(x.mean(dim=1))).argmax(dim=1)
+                right[iteration] += int((found == test.labels[part]).sum())
+    return {f"right_after_{number}": count for number, count in enumerate(right, start=1)}
 
 
-def table(name: str, rows: list[dict]) -> str:
-    """A row for each variant: means over seeds, and in brackets the lowest and highest."""
-    experiment = EXPERIMENTS[name]
-    columns = {
-        name: parts for name, parts in COLUMNS.items() if any(row.get(parts[0]) for row in rows)
-    }
-    headings = ["variant", "runs", *columns, "calibration error of scans", "minutes"]
-    lines = [f"### {experiment.title}", "", experiment.about, ""]
-    lines += [f"| {' | '.join(headings)} |", "| --- | --: " + "| --- " * (len(headings) - 2) + "|"]
-    for variant in experiment.variants:
-        own = [row for row in rows if row["variant"] == variant]
-        if not own:
-            continue
-        cells = [variant, str(len(own))]
-        for part, whole in columns.values():
-            shares = [float(row[part]) / float(row[whole]) for row in own if row.get(part)]
-            cells.append(spread(shares, "{:.1%}"))
-        errors = [float(row["expected_calibration_error"]) for row in own]
-        cells.append(spread(errors, "{:.1%}"))
-        cells.append(spread([float(row["seconds"]) / 60 for row in own], "{:.1f}"))
-        lines.append(f"| {' | '.join(cells)} |")
-    patients = [int(row["patients"]) for row in rows]
-    threads = {f"{row['processor']}, {counted(int(row['threads']), 'thread')}" for row in rows}
-    where = ", ".join(sorted(threads))
-    tested = f"Tested on {min(patients)} to {max(patients)} patients a run."
-    return "\n".join([*lines, "", f"{tested} Measured on {where}."])
-
-
-def spread(values: list[float], text: str) -> str:
-    if not values:
-        return ""
-    mean = text.format(statistics.mean(values))
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({text.format(min(values))} to {text.format(max(values))})"
-
-
-def write_docs(results: Path, page: Path) -> None:
-    """Raises UserError if the page has no marks."""
-    tables = []
-    for name in EXPERIMENTS:
-        if rows := rows_of(results / f"{name}.csv"):
-            tables.append(table(name, rows))
-    write_between_marks(page, "\n\n".join(tables), MARKS)
-
-
-def write_between_marks(page: Path, text: str, marks: tuple[str, str]) -> None:
-    """Raises UserError if the page has no such marks."""
-    text = put_between_marks(page.read_text(), page, text, *marks)
-    with whole_file(page) as temporary:
-        temporary.write_text(text)
+def of_real_knee(folder: Path) -> dict:
+    """How many slices of a right knee in MRI are called right, and the mean probability of it."""
+    series = Path(os.environ["PERCEIVER_MSKT"]) / "data" / "MESE_T2_dicom_data"
+    model, output = folder / "best.pt", folder / "real-knee"
+    words = [str(model), str(series.absolute()), "--output", str(output)]
+    call([sys.executable, "predict.py", *words], log=output.with_suffix(".txt"))
+    rows = rows_of(output / "predictions.csv")
+    right = sum(row["label"] == "right" for row in rows)
+    (scan,) = rows_of(output / "scans.csv")
+    return {"knee_slices": len(rows), "knee_right": right, "knee_p_right": scan["p_right"]}
 
 
 # ---- program -------------------------------------------------------------------------------------
@@ -235,10 +268,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; or all")
     add("--seeds", type=whole_number, nargs="+", default=[0, 1, 2], metavar="N")
+    add("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time")
     add("--folder", type=Path, default=Path("runs/evidence"), help="for run folders and data")
     add("--results", type=Path, default=RESULTS, metavar="DIR", help="for tables of results")
     add("--quick", action="store_true", help="a few small scans: shows that it runs, no more")
-    add("--write-docs", action="store_true", help="write docs/results.md from the tables, and stop")
+    add("--write-docs", action="store_true", help="write the pages from the tables, and stop")
     args = parser.parse_args(argv)
     for name in args.experiments:
         if name not in EXPERIMENTS:
@@ -248,21 +282,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def make_runs(name: str, args: argparse.Namespace) -> None:
+    """Make the runs of an experiment that its table has no row of."""
+    path, folder = args.results / f"{name}.csv", args.folder.absolute()
+    runs = [run for run in runs_of(name, args.seeds, args.quick) if not run.is_in(rows_of(path))]
+    if not runs:
+        return
+    data = make_data(folder, EXPERIMENTS[name].data, args.quick)
+    threads = max(1, os.cpu_count() // args.jobs) if args.jobs > 1 else None
+    with ThreadPoolExecutor(args.jobs) as pool:
+        waiting = [pool.submit(train, run, data, folder, threads) for run in runs]
+        try:
+            for done in as_completed(waiting):
+                rows = [*rows_of(path), done.result()]
+                columns = list(dict.fromkeys(key for row in rows for key in row))
+                write_csv(path, rows, columns)
+                print(f"{name}: {rows[-1]['variant']}, seed {rows[-1]['seed']}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that run are let end
+            raise
+
+
 def run(args: argparse.Namespace) -> int:
     if args.write_docs:
-        write_docs(args.results, ROOT / "docs" / "results.md")
+        first, again = (
+            {name: rows_of(folder / f"{name}.csv") for name in EXPERIMENTS}
+            for folder in (args.results, args.results / "again")
+        )
+        write_pages(first, again)
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
     for name in args.experiments or EXPERIMENTS:
-        path = args.results / f"{name}.csv"
-        for one in runs_of(name, args.seeds, args.quick):
-            rows = rows_of(path)
-            if not one.is_in(rows):
-                data = make_data(args.folder.absolute(), EXPERIMENTS[name].data, args.quick)
-                row = train(one, data, args.folder.absolute())
-                columns = list(dict.fromkeys(key for each in [*rows, row] for key in each))
-                write_csv(path, [*rows, row], columns)
-        print(table(name, rows_of(path)))
+        if name == "real-knee" and "PERCEIVER_MSKT" not in os.environ:
+            print("real-knee: left out; `python benchmarks/fetch_knee.py` says what it takes")
+            continue
+        make_runs(name, args)
+        print(table(name, rows_of(args.results / f"{name}.csv")))
     return 0
 
 

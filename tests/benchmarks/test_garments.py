@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 import re
 import subprocess
 import sys
@@ -209,18 +208,6 @@ def test_permuted_pixels_are_the_same_ones_in_one_order(folder, tmp_path):
     # In all images alike: each place holds what another one held, in all 400 of them.
     columns = {column.tobytes() for column in before.T}
     assert all(column.tobytes() in columns for column in after.T)
-
-
-def test_the_documentation_shows_what_was_measured():
-    root = PROGRAM.parent.parent
-    page = (root / "docs" / "results.md").read_text()
-    for row in json.loads((root / "benchmarks" / "garments.json").read_text()):
-        slices, scans = row["slices"], row["scans"]
-        interval = "{:.1%} to {:.1%}".format(*slices["interval_95"])
-        assert (
-            f"| {row['garment']} | {row['model']} | {slices['accuracy']:.2%} ({interval}) of "
-            f"{slices['count']:,} | {scans['correct']} of {scans['count']} | {row['patients']} |"
-        ) in page
 
 
 # ---- ten classes ---------------------------------------------------------------------------------

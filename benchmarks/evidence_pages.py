@@ -1,0 +1,177 @@
+"""Tables and the figure of benchmarks/evidence.py, made of the rows of benchmarks/results/*.csv."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.experiments import EXPERIMENTS, IN_README
+from benchmarks.speed_records import put_between_marks
+from common.files import whole_file
+from common.program import counted
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = "<!-- begin: python benchmarks/evidence.py --write-docs -->", "<!-- end: evidence -->"
+COLOURS = "#1f6fb2 #d1495b #edae49 #66a182 #8d6a9f #777777 #2e4057".split()
+
+
+class Column(NamedTuple):
+    value: Callable[[dict], float | None]  # of a row
+    text: str = "{:.1%}"
+
+
+def share(part: str, whole: str) -> Column:
+    return Column(lambda row: float(row[part]) / float(row[whole]) if row.get(part) else None)
+
+
+def number(name: str, text: str, scale: float = 1.0) -> Column:
+    return Column(lambda row: scale * float(row[name]) if row.get(name) else None, text)
+
+
+COLUMNS = {
+    "scans right": share("scans_right", "scans"),
+    "slices right": share("slices_right", "slices"),
+    "scans right, slices reversed": share("reversed_right", "scans"),
+    "shuffled": share("shuffled_right", "scans"),
+    "with the mirror image": share("mirrored_right", "slices"),
+    **{f"after {n}": share(f"right_after_{n}", "slices") for n in range(1, 7)},
+    "slices of the real knee called right": share("knee_right", "knee_slices"),
+    "mean probability of right": number("knee_p_right", "{:.2f}"),
+    "calibration error of scans": number("expected_calibration_error", "{:.1%}"),
+    "validation loss": number("val_loss", "{:.3f}"),
+    "parameters": number("parameters", "{:,.0f}"),
+    "epochs": number("epochs", "{:.0f}"),
+    "minutes": number("seconds", "{:.1f}", 1 / 60),
+}
+
+
+def spread(values: list[float], text: str) -> str:
+    """The mean, and in brackets the lowest and the highest."""
+    if not values:
+        return ""
+    mean = text.format(statistics.mean(values))
+    low, high = text.format(min(values)), text.format(max(values))
+    return mean if low == high == mean else f"{mean} ({low} to {high})"
+
+
+def cell(column: str, rows: list[dict]) -> str:
+    value, text = COLUMNS[column]
+    values = [value(row) for row in rows]
+    return spread([each for each in values if each is not None], text)
+
+
+def table(name: str, rows: list[dict]) -> str:
+    """A row for each variant: means over runs, and in brackets the lowest and highest."""
+    experiment = EXPERIMENTS[name]
+    names = [column for column in experiment.columns if cell(column, rows)]
+    headings = ["variant", "runs", *names]
+    if experiment.to_reach:
+        headings += [f"epochs to {experiment.to_reach:.0%} of validation"]
+    lines = [f"### {experiment.title}", "", experiment.about, ""]
+    lines += [f"| {' | '.join(headings)} |", "| --- | --: " + "| --- " * (len(headings) - 2) + "|"]
+    for variant in experiment.variants:
+        if own := [row for row in rows if row["variant"] == variant]:
+            cells = [variant, str(len(own)), *(cell(column, own) for column in names)]
+            if experiment.to_reach:
+                cells.append(epochs_to(experiment.to_reach, own))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_on(rows)])
+
+
+def measured_on(rows: list[dict]) -> str:
+    patients = sorted({int(row["patients"]) for row in rows})
+    tested = counted(patients[0], "patient") if len(patients) == 1 else None
+    tested = tested or f"{patients[0]:,} to {patients[-1]:,} patients"
+    threads = {f"{row['processor']}, {counted(int(row['threads']), 'thread')}" for row in rows}
+    return f"Tested on {tested} a run. Measured on {', '.join(sorted(threads))}."
+
+
+def epochs_to(accuracy: float, rows: list[dict]) -> str:
+    """After how many epochs the accuracy on validation was first so high."""
+    first = []
+    for row in rows:
+        values = [float(value) for value in row["val_accuracy_by_epoch"].split()]
+        first += [n for n, value in enumerate(values, start=1) if value >= accuracy][:1]
+    missed = len(rows) - len(first)
+    text = spread(first, "{:.0f}")
+    return f"{text}; {counted(missed, 'run')} never" if missed else text
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+Tables = dict[str, list[dict]]  # experiment -> its rows
+
+
+def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
+    """README.md, docs/results.md and the figure. again: rows of runs that were made twice.
+
+    Raises UserError if a page has no marks.
+    """
+    sections = [table(name, rows) for name, rows in tables.items() if rows]
+    if any(again.values()):
+        sections.append(twice(tables, again))
+    write_between_marks(root / "docs" / "results.md", "\n\n".join(sections), MARKS)
+    write_between_marks(root / "README.md", short_table(tables), MARKS)
+    if tables["classes"]:
+        draw("classes", tables["classes"], root / "docs" / "results.png")
+
+
+def twice(tables: Tables, again: Tables) -> str:
+    lines = ["### Made twice", "", "The same runs, from scratch, on another day or machine.", ""]
+    lines += ["| experiment | variant | seed | first | again |", "| --- | --- | --: | --- | --- |"]
+    for name, rows in again.items():
+        for row in rows:
+            made_with = [row[key] for key in ("variant", "seed", "flags")]
+            for before in tables[name]:
+                if [before[key] for key in ("variant", "seed", "flags")] == made_with:
+                    column = "slices right" if row["slices"] else "scans right"
+                    cells = [cell(column, [each]) for each in (before, row)]
+                    title = EXPERIMENTS[name].title
+                    lines.append(f"| {title} | {' | '.join([*made_with[:2], *cells])} |")
+    return "\n".join(lines)
+
+
+def short_table(tables: Tables) -> str:
+    lines = ["| data | model | right | minutes |", "| --- | --- | --- | --- |"]
+    for data, experiment, variants, column in IN_README:
+        for variant in variants:
+            if own := [row for row in tables[experiment] if row["variant"] == variant]:
+                model = "Perceiver" if variant in ("slices", "whole scans") else variant
+                minutes = cell("minutes", own)
+                lines.append(f"| {data} | {model} | {cell(column, own)} | {minutes} |")
+                data = ""
+    return "\n".join(lines)
+
+
+def draw(name: str, rows: list[dict], path: Path) -> None:
+    """Accuracy on validation against time, a line for each run."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    experiment, figure = EXPERIMENTS[name], Figure(figsize=(7, 4), layout="constrained")
+    panel = figure.subplots()
+    drawn = [row for row in rows if row.get("val_accuracy_by_epoch")]
+    names = [name for name in experiment.variants if any(row["variant"] == name for row in drawn)]
+    for variant, colour in zip(names, COLOURS, strict=False):
+        for row in drawn:
+            if row["variant"] == variant:
+                values = [float(value) for value in row["val_accuracy_by_epoch"].split()]
+                minutes = float(row["seconds"]) / 60 / len(values)
+                times = [minutes * n for n in range(1, len(values) + 1)]
+                panel.plot(times, values, color=colour, label=variant, linewidth=1)
+                variant = "_" + variant  # one entry of the legend for all runs
+    panel.set(xlabel="minutes of training", title=experiment.title, xlim=0, ylim=(0.75, None))
+    panel.set_ylabel("photographs of validation that are right")
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panel.grid(alpha=0.3)
+    panel.legend(loc="lower right")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def write_between_marks(page: Path, text: str, marks: tuple[str, str]) -> None:
+    """Raises UserError if the page has no such marks."""
+    text = put_between_marks(page.read_text(), page, text, *marks)
+    with whole_file(page) as temporary:
+        temporary.write_text(text)
