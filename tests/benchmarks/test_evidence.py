@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 
 import train
-from benchmarks import evidence, evidence_pages
+from benchmarks import evidence, evidence_pages, references
 from benchmarks.experiments import EXPERIMENTS
 
 
@@ -83,6 +83,18 @@ def test_what_a_row_says_of_a_model_is_what_its_test_said(knees, tmp_path):
 def test_spread_is_the_mean_with_the_lowest_and_the_highest():
     assert evidence_pages.spread([0.5, 0.7, 0.9], "{:.1%}") == "70.0% (50.0% to 90.0%)"
     assert evidence_pages.spread([0.5], "{:.1%}") == "50.0%"
+
+
+@pytest.mark.parametrize("more", [[], evidence.QUICK])
+def test_every_run_is_one_that_train_py_takes(more):
+    models = [*references.NETWORKS, "logistic-regression"]
+    for experiment in EXPERIMENTS.values():
+        assert set(experiment.columns) <= evidence_pages.COLUMNS.keys()
+        for flags in experiment.variants.values():
+            model, own = (flags[0], flags[1:]) if flags[0] in models else ("", flags)
+            data = [word.replace("{data}", "data") for word in experiment.data.flags]
+            args = train.parse_args([*own, *more, *data])
+            assert not (model and args.input == "scan")  # of slices alone
 
 
 def test_what_was_made_twice_stands_beside_what_it_was_first():
