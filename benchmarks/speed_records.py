@@ -196,8 +196,9 @@ def sections(results: dict) -> str:
 
 
 def short_table(results: dict) -> str:
-    """What README.md shows: training steps of all processors, in brackets perceiver-pytorch's."""
-    records = results["records"]
+    """What README.md shows: training steps of the latest version, and perceiver-pytorch's."""
+    newest = max(results["records"], key=lambda record: record["date"])
+    records = [one for one in results["records"] if one["commit"] == newest["commit"]]
     lines = [
         "| processor | input, batch | seconds | | memory, MB | |",
         "| --- | --- | --- | --: | --- | --: |",
@@ -213,7 +214,7 @@ def short_table(results: dict) -> str:
                 f"{larger / memory:.1f}x |"
             )
     when = "; ".join(f"{title(record)} on {measured(record, records)}" for record in records)
-    return "\n".join([*lines, "", f"Measured: {when}. {unmeasured(records)}"])
+    return "\n".join([*lines, "", f"Measured: {when}. {unmeasured(results['records'])}"])
 
 
 def put_between_marks(page: str, path: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
