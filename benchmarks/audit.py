@@ -30,6 +30,7 @@ from benchmarks.evidence_pages import spread, write_between_marks  # noqa: E402
 from benchmarks.experiments import TINY  # noqa: E402
 from benchmarks.mislabelled import swap_sides  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
+from common import signals  # noqa: E402
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402
 from common.program import (  # noqa: E402
@@ -154,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
     args.folder.mkdir(parents=True, exist_ok=True)
+    signals.set_hint("the same command goes on")
     for share in args.shares:
         for seed in args.seeds:
             rows = rows_of(path)
@@ -166,7 +168,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_program(run, parse_args(argv), "audit.py")
+    args = parse_args(argv)
+    with signals.listening("audit.py"):
+        return run_program(run, args, "audit.py")
 
 
 if __name__ == "__main__":

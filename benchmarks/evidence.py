@@ -9,10 +9,11 @@
 
 Each run is a run folder below --folder, and a row of benchmarks/results/<experiment>.csv: settings,
 seed, what the test said, seconds, versions, processor. A run whose row is there is not made again;
-one that was killed goes on. Checkpoint and calibration of a run are chosen on validation.
+one that was killed goes on. Checkpoint and calibration of a run are chosen on validation. Several
+of these programs may share a folder and its tables, as long as each makes other runs.
 What photographs are made of: see benchmarks/garments.py.
 
-Exit codes: 0 done, 1 a run failed, 2 bad arguments.
+Exit codes: 0 done, 1 a run failed, 2 bad arguments or a damaged table, 130 interrupted.
 """
 
 import argparse
@@ -23,7 +24,9 @@ import subprocess
 import sys
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +35,12 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/evidence.py`
 
 import torch  # noqa: E402
 
-from benchmarks.evidence_pages import table, write_pages  # noqa: E402
+from benchmarks.evidence_pages import NUMBERS, WHOLE, table, write_pages  # noqa: E402
 from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
+from common import signals  # noqa: E402
 from common.csv_tables import read_csv, write_csv  # noqa: E402
+from common.files import abridged, locked  # noqa: E402
 from common.program import (  # noqa: E402
     Parser,
     UserError,
@@ -81,9 +86,13 @@ class Run(NamedTuple):
 def runs_of(name: str, seeds: list[int], quick: bool) -> list[Run]:
     more = QUICK if quick else []
     variants = EXPERIMENTS[name].variants.items()
+    seeds = dict.fromkeys(seeds)  # each once
     return [
         Run(name, variant, seed, [*flags, *more]) for seed in seeds for variant, flags in variants
     ]
+
+
+# ---- tables of results ---------------------------------------------------------------------------
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -92,12 +101,56 @@ def rows_of(path: Path) -> list[dict]:
     return [row.cells for row in read_csv(path, "table of results").rows]
 
 
+def results_of(path: Path) -> list[dict]:
+    """Rows that `row_of` made. Raises UserError, which says where one is damaged."""
+    rows = read_csv(path, "table of results").rows if path.exists() else []
+    for line, cells in rows:
+        wrong = [name for name in ("variant", "flags", "processor") if not cells.get(name)]
+        wrong += [name for name in WHOLE if not cells.get(name, "").removeprefix("-").isdecimal()]
+        wrong += [name for name in NUMBERS if not all(map(is_number, cells.get(name, "").split()))]
+        if wrong:
+            raise UserError(
+                f"{path}, line {line}: no row of evidence.py, see {abridged(wrong)}; remove the "
+                "line, and the row is written again from its run folder"
+            )
+    return [row.cells for row in rows]
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def current_results(name: str, folder: Path, quick: bool = False) -> list[dict]:
+    """Rows of the experiment as it is now; of one that had other flags nothing is shown."""
+    rows = results_of(folder / f"{name}.csv")
+    wanted = [(run.variant, " ".join(run.flags)) for run in runs_of(name, [0], quick)]
+    return [row for row in rows if (row["variant"], row["flags"]) in wanted]
+
+
+def add_row(path: Path, run: Run, row: dict) -> None:
+    with locked(path.parent, wait=True):  # another evidence.py may be adding one to this table
+        rows = results_of(path)
+        if run.is_in(rows):
+            return
+        rows = [*rows, row]
+        write_csv(path, rows, dict.fromkeys(column for row in rows for column in row))
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
 def make_data(folder: Path, data: Data, quick: bool) -> Path:
     """The data's folder, made if it is not there."""
     command = [*data.command, *(data.quick if quick else [])]
     path = folder / re.sub(r"[^\w.]+", "-", " ".join(command).replace("{data}", "")).strip("-")
-    if not path.exists():
-        call([sys.executable, *placed(command, path)])
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True):  # another evidence.py may be making it
+        if not path.exists():
+            call([sys.executable, *placed(command, path)])
     return path
 
 
@@ -113,21 +166,30 @@ def call(
 ) -> None:
     """Raises RunFailed if it fails: the command has said why, in `log` if there is one."""
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    if log is None:
-        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
-    else:
-        with log.open("w") as output:
-            code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-            ).returncode
+    with signals.orderly(), log.open("a") if log else nullcontext() as output:
+        before = output.tell() if log else 0
+        errors = subprocess.STDOUT if log else None
+        code = exit_code(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=errors)
+        )
     if code not in fine:
-        said = log.read_text().splitlines()[-LAST_LINES:] if log else []
-        raise RunFailed(*said, f"{' '.join(command[1:])}: exit code {code}")
+        said = log.read_bytes()[before:].decode(errors="replace").splitlines() if log else []
+        raise RunFailed(*said[-LAST_LINES:], f"{' '.join(command[1:])}: exit code {code}")
 
 
-def train(run: Run, data: Path, folder: Path, threads: int | None) -> dict:
-    """Make a run, or go on with it. Returns its row."""
-    folder = folder / run.experiment / run.folder
+def exit_code(process: subprocess.Popen) -> int:
+    """Of a process when it has ended. A signal to this program ends it, too."""
+    while not signals.received():
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.5)
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=signals.PASSED_ON)  # of Ctrl-C it knows; two lose an epoch
+    process.terminate()
+    return process.wait()
+
+
+def train(run: Run, data: Path, folder: Path, threads: int | None) -> None:
+    """Make a run in a folder, or go on with it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".txt")
     is_reference = not run.flags[0].startswith("-")
@@ -139,30 +201,31 @@ def train(run: Run, data: Path, folder: Path, threads: int | None) -> dict:
         more = [*placed(EXPERIMENTS[run.experiment].data.flags, data), "--seed", str(run.seed)]
         words = [*run.flags, *more, "--output-dir", str(folder)]
         call([*program, *words], log=log, threads=threads)
-    return row_of(run, folder)
 
 
 def row_of(run: Run, folder: Path) -> dict:
     """What a run that is done has measured."""
     about = json.loads((folder / "args.json").read_text())
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("**/args.json"))]
+    device = max(record.get("device", "") for record in records)  # folds have it, not their folder
     name = "cross_validation.json" if "--folds" in run.flags else "test_metrics.json"
     tested = json.loads((folder / name).read_text())
     tables = [rows_of(path) for path in sorted([*folder.glob("**/metrics.csv")])]
+    has_epochs = "train_loss" in tables[0][0]  # else there is a row for each C of a regression
     row = {
         "variant": run.variant,
         "seed": run.seed,
         "flags": " ".join(run.flags),
-        "epochs": sum(map(len, tables)),
-        # Of the quickest epoch: what else ran on the machine is left out.
-        "seconds": round(sum(len(rows) * min(map(seconds_of, rows)) for rows in tables)),
+        "epochs": sum(map(len, tables)) if has_epochs else "",
+        "seconds": round(sum(seconds_of(rows, has_epochs) for rows in tables)),
         "patients": tested["patients"],
     }
     if len(tables) == 1:
         epochs = tables[0]
         best = min(epochs, key=lambda epoch: float(epoch["val_loss"]))
         row |= {"best_epoch": best["epoch"], "val_loss": best["val_loss"]}
-        for column in ("train_loss", "val_loss", "val_accuracy"):  # C is chosen, no epoch
-            if column in epochs[0]:
+        if has_epochs:
+            for column in ("train_loss", "val_loss", "val_accuracy"):
                 values = [f"{float(epoch[column]):.4f}" for epoch in epochs]
                 row[f"{column}_by_epoch"] = " ".join(values)
     for unit in ("slices", "scans"):
@@ -179,12 +242,14 @@ def row_of(run: Run, folder: Path) -> dict:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "torch": about["versions"]["torch"],
         "threads": about["threads"],
-        "processor": processor(),
+        "processor": device if device.startswith("cuda") else processor(),
     }
 
 
-def seconds_of(epoch: dict) -> float:
-    return float(epoch["seconds"])
+def seconds_of(rows: list[dict], has_epochs: bool) -> float:
+    """Of all epochs as of the quickest: what else ran on the machine is left out."""
+    seconds = [float(row["seconds"]) for row in rows]
+    return len(seconds) * min(seconds) if has_epochs else sum(seconds)
 
 
 # ---- what the best model of a run says of the test -----------------------------------------------
@@ -250,14 +315,18 @@ def after_each_read(model: Perceiver, test: Dataset) -> dict:
 
 def of_real_knee(folder: Path) -> dict:
     """How many slices of a right knee in MRI are called right, and the mean probability of it."""
-    series = Path(os.environ["PERCEIVER_MSKT"]) / "data" / "MESE_T2_dicom_data"
     model, output = folder / "best.pt", folder / "real-knee"
-    words = [str(model), str(series.absolute()), "--output", str(output)]
+    words = [str(model), str(real_knee()), "--output", str(output)]
     call([sys.executable, "predict.py", *words], log=output.with_suffix(".txt"))
     rows = rows_of(output / "predictions.csv")
     right = sum(row["label"] == "right" for row in rows)
     (scan,) = rows_of(output / "scans.csv")
     return {"knee_slices": len(rows), "knee_right": right, "knee_p_right": scan["p_right"]}
+
+
+def real_knee() -> Path:
+    """Where benchmarks/fetch_knee.py has put it, if it is there."""
+    return Path(os.environ.get("PERCEIVER_MSKT", ""), "data", "MESE_T2_dicom_data").absolute()
 
 
 # ---- program -------------------------------------------------------------------------------------
@@ -277,52 +346,82 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in args.experiments:
         if name not in EXPERIMENTS:
             parser.error(f"{name}: no experiment; there are {', '.join(EXPERIMENTS)}")
-    if args.quick and args.results == RESULTS:
+    if args.quick and RESULTS in (args.results.resolve(), *args.results.resolve().parents):
         parser.error("--quick: name other --results: these would be no evidence")
     return args
 
 
 def make_runs(name: str, args: argparse.Namespace) -> None:
-    """Make the runs of an experiment that its table has no row of."""
+    """Make the runs of an experiment that its table has no row of.
+
+    After one that failed no other begins; those that run are let end. Raises RunFailed then.
+    """
     path, folder = args.results / f"{name}.csv", args.folder.absolute()
-    runs = [run for run in runs_of(name, args.seeds, args.quick) if not run.is_in(rows_of(path))]
+    rows = results_of(path)
+    runs = [run for run in runs_of(name, args.seeds, args.quick) if not run.is_in(rows)]
     if not runs:
         return
     data = make_data(folder, EXPERIMENTS[name].data, args.quick)
     threads = max(1, os.cpu_count() // args.jobs) if args.jobs > 1 else None
-    with ThreadPoolExecutor(args.jobs) as pool:
-        waiting = [pool.submit(train, run, data, folder, threads) for run in runs]
+    folder, failed = folder / name, None
+    with signals.orderly(), ThreadPoolExecutor(args.jobs) as pool:
+        waiting = {pool.submit(train, run, data, folder / run.folder, threads): run for run in runs}
+        for future in waiting:  # called before its thread begins another
+            future.add_done_callback(partial(cancel_after_failure, waiting=list(waiting)))
         try:
             for done in as_completed(waiting):
-                rows = [*rows_of(path), done.result()]
-                columns = list(dict.fromkeys(key for row in rows for key in row))
-                write_csv(path, rows, columns)
-                print(f"{name}: {rows[-1]['variant']}, seed {rows[-1]['seed']}", flush=True)
+                signals.check()
+                if done.cancelled():
+                    continue
+                if error := done.exception():
+                    failed = failed or error
+                    continue
+                run = waiting[done]
+                add_row(path, run, row_of(run, folder / run.folder))
+                print(f"{name}: {run.variant}, seed {run.seed}", flush=True)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run are let end
+            pool.shutdown(cancel_futures=True)
             raise
+    if failed:
+        raise failed
+
+
+def cancel_after_failure(done: Future, waiting: list[Future]) -> None:
+    if not done.cancelled() and done.exception():
+        for future in waiting:
+            future.cancel()
+
+
+def write_docs(folder: Path) -> None:
+    """Raises UserError if there is no table."""
+    first, again = (
+        {name: current_results(name, each) for name in EXPERIMENTS}
+        for each in (folder, folder / "again")
+    )
+    if not any(first.values()):
+        raise UserError(f"{folder}: no tables of these experiments; name others with --results")
+    write_pages(first, again)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.write_docs:
-        first, again = (
-            {name: rows_of(folder / f"{name}.csv") for name in EXPERIMENTS}
-            for folder in (args.results, args.results / "again")
-        )
-        write_pages(first, again)
+        write_docs(args.results)
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
+    signals.set_hint("the same command goes on")
     for name in args.experiments or EXPERIMENTS:
-        if name == "real-knee" and "PERCEIVER_MSKT" not in os.environ:
+        if name == "real-knee" and not real_knee().is_dir():
             print("real-knee: left out; `python benchmarks/fetch_knee.py` says what it takes")
             continue
         make_runs(name, args)
-        print(table(name, rows_of(args.results / f"{name}.csv")))
+        print(table(name, current_results(name, args.results, args.quick)))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_program(run, parse_args(argv), "evidence.py")
+    args = parse_args(argv)
+    with signals.listening("evidence.py"):
+        return run_program(run, args, "evidence.py")
 
 
 if __name__ == "__main__":

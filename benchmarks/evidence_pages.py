@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.experiments import EXPERIMENTS, IN_README
 from benchmarks.speed_records import put_between_marks
 from common.files import whole_file
-from common.program import counted
+from common.program import check_matplotlib, counted
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = "<!-- begin: python benchmarks/evidence.py --write-docs -->", "<!-- end: evidence -->"
@@ -16,16 +16,23 @@ COLOURS = "#1f6fb2 #d1495b #edae49 #66a182 #8d6a9f #777777 #2e4057".split()
 
 
 class Column(NamedTuple):
-    value: Callable[[dict], float | None]  # of a row
+    names: tuple[str, ...]  # of what it is made of
+    value: Callable[..., float]  # of these numbers
     text: str = "{:.1%}"
+
+    def of(self, row: dict) -> float | None:
+        """None if the row has none of it, as an older one."""
+        if all(row.get(name) for name in self.names):
+            return self.value(*(float(row[name]) for name in self.names))
+        return None
 
 
 def share(part: str, whole: str) -> Column:
-    return Column(lambda row: float(row[part]) / float(row[whole]) if row.get(part) else None)
+    return Column((part, whole), lambda part, whole: part / whole)
 
 
 def number(name: str, text: str, scale: float = 1.0) -> Column:
-    return Column(lambda row: scale * float(row[name]) if row.get(name) else None, text)
+    return Column((name,), lambda value: scale * value, text)
 
 
 COLUMNS = {
@@ -43,6 +50,10 @@ COLUMNS = {
     "epochs": number("epochs", "{:.0f}"),
     "minutes": number("seconds", "{:.1f}", 1 / 60),
 }
+BY_EPOCH = "val_accuracy_by_epoch"  # numbers with a space between
+# What a row must have as whole numbers, and what is one or more numbers where it has it.
+WHOLE = ("seed", "patients", "threads")
+NUMBERS = dict.fromkeys([*(name for each in COLUMNS.values() for name in each.names), BY_EPOCH])
 
 
 def spread(values: list[float], text: str) -> str:
@@ -55,9 +66,8 @@ def spread(values: list[float], text: str) -> str:
 
 
 def cell(column: str, rows: list[dict]) -> str:
-    value, text = COLUMNS[column]
-    values = [value(row) for row in rows]
-    return spread([each for each in values if each is not None], text)
+    values = [COLUMNS[column].of(row) for row in rows]
+    return spread([value for value in values if value is not None], COLUMNS[column].text)
 
 
 def table(name: str, rows: list[dict]) -> str:
@@ -66,7 +76,7 @@ def table(name: str, rows: list[dict]) -> str:
     names = [column for column in experiment.columns if cell(column, rows)]
     headings = ["variant", "runs", *names]
     if experiment.to_reach:
-        headings += [f"epochs to {experiment.to_reach:.0%} of validation"]
+        headings += [f"epochs to {experiment.to_reach:.0%} on validation"]
     lines = [f"### {experiment.title}", "", experiment.about, ""]
     lines += [f"| {' | '.join(headings)} |", "| --- | --: " + "| --- " * (len(headings) - 2) + "|"]
     for variant in experiment.variants:
@@ -87,14 +97,14 @@ def measured_on(rows: list[dict]) -> str:
 
 
 def epochs_to(accuracy: float, rows: list[dict]) -> str:
-    """After how many epochs the accuracy on validation was first so high."""
-    first = []
+    """After how many epochs the accuracy on validation was first so high, of rows with epochs."""
+    first, rows = [], [row for row in rows if row.get(BY_EPOCH)]
     for row in rows:
-        values = [float(value) for value in row["val_accuracy_by_epoch"].split()]
+        values = [float(value) for value in row[BY_EPOCH].split()]
         first += [n for n, value in enumerate(values, start=1) if value >= accuracy][:1]
     missed = len(rows) - len(first)
-    text = spread(first, "{:.0f}")
-    return f"{text}; {counted(missed, 'run')} never" if missed else text
+    never = [f"{counted(missed, 'run')} never"] if missed else []
+    return "; ".join([spread(first, "{:.0f}"), *never] if first else never)
 
 
 # ---- pages ---------------------------------------------------------------------------------------
@@ -106,8 +116,9 @@ Tables = dict[str, list[dict]]  # experiment -> its rows
 def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
     """README.md, docs/results.md and the figure. again: rows of runs that were made twice.
 
-    Raises UserError if a page has no marks.
+    Raises UserError if a page has no marks, MissingPackage without matplotlib.
     """
+    check_matplotlib()
     sections = [table(name, rows) for name, rows in tables.items() if rows]
     if any(again.values()):
         sections.append(twice(tables, again))
@@ -125,7 +136,7 @@ def twice(tables: Tables, again: Tables) -> str:
             made_with = [row[key] for key in ("variant", "seed", "flags")]
             for before in tables[name]:
                 if [before[key] for key in ("variant", "seed", "flags")] == made_with:
-                    column = "slices right" if row["slices"] else "scans right"
+                    column = "slices right" if row.get("slices") else "scans right"
                     cells = [cell(column, [each]) for each in (before, row)]
                     title = EXPERIMENTS[name].title
                     lines.append(f"| {title} | {' | '.join([*made_with[:2], *cells])} |")
@@ -151,12 +162,12 @@ def draw(name: str, rows: list[dict], path: Path) -> None:
 
     experiment, figure = EXPERIMENTS[name], Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
-    drawn = [row for row in rows if row.get("val_accuracy_by_epoch")]
+    drawn = [row for row in rows if row.get(BY_EPOCH)]
     names = [name for name in experiment.variants if any(row["variant"] == name for row in drawn)]
     for variant, colour in zip(names, COLOURS, strict=False):
         for row in drawn:
             if row["variant"] == variant:
-                values = [float(value) for value in row["val_accuracy_by_epoch"].split()]
+                values = [float(value) for value in row[BY_EPOCH].split()]
                 minutes = float(row["seconds"]) / 60 / len(values)
                 times = [minutes * n for n in range(1, len(values) + 1)]
                 panel.plot(times, values, color=colour, label=variant, linewidth=1)

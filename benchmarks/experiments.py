@@ -115,7 +115,8 @@ def sides_of(garment: str, shift: int) -> Experiment:
     return Experiment(
         f"Sides of {garment}, {moved}",
         f"Is a photograph of {garment} as it was taken, or mirrored? All networks have the same "
-        "recipe and augmentation.",
+        "recipe, but for the learning rate, and `--mirror-swap` as augmentation, but for the row "
+        "that names more.",
         sides(garment, "--shift", str(shift)),
         {
             "Perceiver": MIRRORED,
@@ -355,5 +356,10 @@ IN_README = [
     ("scans read whole", "knees", ["whole scans"], "scans right"),
     ("ten classes of photographs", "classes", [*EXPERIMENTS["classes"].variants], "slices right"),
     ("bags, mirrored or not", "bags", [*EXPERIMENTS["bags"].variants], "slices right"),
-    ("the same, pixels permuted", "permuted", ["Perceiver, told", "small CNN"], "slices right"),
+    (
+        "bags, pixels permuted, without `--mirror-swap`",
+        "permuted",
+        ["Perceiver, told", "small CNN"],
+        "slices right",
+    ),
 ]

@@ -10,10 +10,10 @@
 The AKOA images are not public; these are. A garment as photographed is one side (right), the same
 photograph mirrored the other (left). 40 photographs make a scan, and a patient has two scans,
 RIGHT and the same 40 mirrored, LEFT: where a patient is kept in one subset, so is a photograph
-with its mirror image. No photograph of boots or bags occurs twice in Fashion-MNIST. Boots all
-point the same way and a linear model tells them apart without an error; bags and dresses are
-nearly symmetric, and there a better model shows. Compare slices: a scan's mean over 40 unrelated
-photographs is right long before its slices are.
+with its mirror image. None of these photographs is in Fashion-MNIST twice. Boots all point the same
+way and a linear model tells them apart without an error; bags and dresses are nearly symmetric, and
+there a better model shows. Compare slices: a scan's mean over 40 unrelated photographs is right
+long before its slices are.
 
 Fashion-MNIST centres each garment; where its width is odd, the pixel that is left over is always
 on the same side, and tells the side without the garment. With --shift N each photograph is moved,

@@ -228,7 +228,8 @@ def run(args: argparse.Namespace) -> int:
     args.classes = subsets["train"].classes
     folder.mkdir(parents=True, exist_ok=True)
     arguments = {name: plain(value) for name, value in vars(args).items()}
-    runfolder.write_record(folder, runfolder.describe_run(arguments))
+    device = runfolder.describe_device(choose_device(args.device))
+    runfolder.write_record(folder, {**runfolder.describe_run(arguments), "device": device})
     if args.reference == "logistic-regression":
         figures, rows = fit_logistic_regression(args, subsets)
     else:

@@ -278,7 +278,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_recipe(parser: Parser, args: argparse.Namespace) -> None:
     if args.weight_decay and args.optimizer == "adam":
-        parser.error("--weight-decay takes --optimizer adamw or lamb")
+        set_by = f"; --recipe {args.recipe} sets it: add --weight-decay 0" if args.recipe else ""
+        parser.error(f"--weight-decay takes --optimizer adamw or lamb{set_by}")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g}: expected fewer than --epochs")
     if args.augment_strength != 1 and not args.augment:

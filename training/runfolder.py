@@ -193,10 +193,14 @@ def record_start(folder: Path, arguments: dict, model: Perceiver, data: dict) ->
     `arguments` are the latest, as plain values, so that it goes on the same way again; `data` tells
     whether slices and images are still the same.
     """
-    device = model.latents.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    record = {**describe_run(arguments), "device": f"{device} {name}".strip()}
+    record = {**describe_run(arguments), "device": describe_device(model.latents.device)}
     write_record(folder, {**record, "products": model.products, "data": data})
+
+
+def describe_device(device: torch.device) -> str:
+    """cuda:0 -> cuda:0 NVIDIA H200"""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return f"{device} {name}".strip()
 
 
 def write_record(folder: Path, record: dict) -> None:

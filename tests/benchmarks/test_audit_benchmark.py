@@ -23,6 +23,11 @@ def test_each_archive_has_wrong_scans_of_its_own_and_they_are_listed(tmp_path):
     assert len(lists[0.5]) > len(lists[0.05]) > 0
 
 
+def test_the_page_holds_the_table_of_the_results():
+    page = (audit.ROOT / "docs" / "results.md").read_text()
+    assert audit.table(audit.rows_of(audit.RESULTS / "audit.csv")) in page
+
+
 @pytest.fixture
 def short(monkeypatch):
     """One epoch of a model that knows nothing."""

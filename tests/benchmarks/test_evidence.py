@@ -2,6 +2,11 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,9 @@ from conftest import TINY
 
 import train
 from benchmarks import evidence, evidence_pages, references
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, phantoms
+from common.csv_tables import write_csv
+from common.files import locked
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -53,7 +60,7 @@ def test_pages_are_written_between_their_marks_from_the_tables(tmp_path):
         before, rest = text.split(begin)
         (tmp_path / page).write_text(f"{before}{begin}\nold\n{end}{rest.split(end)[1]}")
     tables, again = (
-        {name: evidence.rows_of(folder / f"{name}.csv") for name in EXPERIMENTS}
+        {name: evidence.current_results(name, folder) for name in EXPERIMENTS}
         for folder in (evidence.RESULTS, evidence.RESULTS / "again")
     )
     evidence_pages.write_pages(tables, again, tmp_path)
@@ -110,19 +117,143 @@ def test_epochs_to_an_accuracy_count_those_that_never_reached_it():
     assert evidence_pages.epochs_to(0.9, rows) == "2 (1 to 2); 1 run never"
 
 
-def test_a_run_that_fails_says_why_and_ends_the_others(tmp_path, monkeypatch, capsys):
-    variants = {"good": evidence.EXPERIMENTS["order"].variants["slices"], "bad": ["--depth", "0"]}
+def test_epochs_to_an_accuracy_of_what_has_none_or_never_reached_it():
+    assert evidence_pages.epochs_to(0.9, [{"val_accuracy_by_epoch": ""}, {}]) == ""
+    assert evidence_pages.epochs_to(0.9, [{"val_accuracy_by_epoch": "0.1"}]) == "1 run never"
+
+
+def test_of_a_search_for_c_nothing_is_called_epochs_and_all_seconds_count(knees, tmp_path):
+    flags = ["logistic-regression", *TINY]
+    more = ["--data-dir", str(knees), "--output-dir", str(tmp_path)]
+    assert references.main([*flags, *more]) == 0
+    table = rows_of(tmp_path / "metrics.csv")
+    for row, seconds in zip(table, (1, 2, 4, 8, 16, 32, 64), strict=True):
+        row["seconds"] = seconds
+    write_csv(tmp_path / "metrics.csv", table)
+    row = evidence.row_of(evidence.Run("order", "logistic regression", 0, flags), tmp_path)
+    assert row["seconds"] == 127 and row["epochs"] == "" and "val_loss_by_epoch" not in row
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_after_a_run_that_fails_the_one_beside_it_gets_its_row(tmp_path, monkeypatch, capsys):
+    good = evidence.EXPERIMENTS["order"].variants["slices"]
+    variants = {"good": good, "bad": ["--depth", "0"], "next": [*good, "--lr", "0.1"]}
     bad = evidence.EXPERIMENTS["order"]._replace(variants=variants)
     monkeypatch.setitem(evidence.EXPERIMENTS, "order", bad)
     flags = ["order", "--quick", "--seeds", "3", "4", "--folder", str(tmp_path / "work")]
     monkeypatch.setattr(evidence, "QUICK", evidence.QUICK[:-5])  # that depth
-    assert evidence.main([*flags, "--results", str(tmp_path / "results")]) == 1
+    assert evidence.main([*flags, "--jobs", "2", "--results", str(tmp_path / "results")]) == 1
     assert "--depth" in (error := capsys.readouterr().err) and "exit code 2" in error
+    assert [row["variant"] for row in rows_of(tmp_path / "results" / "order.csv")] == ["good"]
+    assert not [*(tmp_path / "work" / "order").glob("next*")]
 
 
-def test_what_is_no_experiment_is_named(capsys, tmp_path):
+STOPPED = """
+import sys
+from benchmarks import evidence
+order = evidence.EXPERIMENTS["order"]
+data = order.data._replace(command=["-m", "scans.phantom", "{data}", "--patients", "3"])
+flags = [*evidence.QUICK, "--epochs", "40"]
+variants = {"one": flags, "two": [*flags, "--lr", "0.01"]}
+evidence.EXPERIMENTS["order"] = order._replace(data=data, variants=variants)
+sys.exit(evidence.main())
+"""
+
+
+def test_sigterm_to_the_program_alone_ends_its_runs_and_the_command_goes_on(tmp_path):
+    words = ["order", "--seeds", "3", "--jobs", "2", "--folder", str(tmp_path / "work")]
+    command = [sys.executable, "-c", STOPPED, *words, "--results", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=evidence.ROOT, stderr=subprocess.PIPE, text=True)
+    while len([*tmp_path.glob("work/order/*/last.pt")]) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    (line,) = process.communicate()[1].splitlines()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert line == "evidence.py: interrupted; the same command goes on"
+    for run in (tmp_path / "work" / "order").glob("*/"):
+        assert len(rows_of(run / "metrics.csv")) < 40
+        with locked(run):  # by no process any more
+            pass
+    assert subprocess.run(command, cwd=evidence.ROOT).returncode == 0
+    rows = sorted(rows_of(tmp_path / "order.csv"), key=lambda row: row["variant"])
+    assert [(row["variant"], row["epochs"]) for row in rows] == [("one", "40"), ("two", "40")]
+
+
+def test_data_that_two_programs_need_is_made_once(tmp_path):
+    data = phantoms("--patients", "3")
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(evidence.make_data, tmp_path, data, False) for _ in range(2)]
+        paths = {future.result() for future in made}
+    assert [*tmp_path.iterdir()] == [*paths]
+
+
+def test_a_row_that_another_program_has_added_is_neither_lost_nor_doubled(tmp_path):
+    path = tmp_path / "order.csv"
+    for seed in (0, 1, 0):
+        row = {**ROW, "seed": seed, "note": "new"} if seed else {**ROW, "seed": seed}
+        evidence.add_row(path, evidence.Run("order", "slices", seed, ["--lr", "1"]), row)
+    assert [(row["seed"], row["note"]) for row in evidence.results_of(path)] == [
+        ("0", ""),
+        ("1", "new"),
+    ]
+
+
+def test_a_seed_that_is_named_twice_is_run_once():
+    assert evidence.runs_of("order", [1, 1], False) == evidence.runs_of("order", [1], False)
+
+
+ROW = {"variant": "slices", "seed": "0", "flags": "--lr 1", "processor": "x", "threads": "1"}
+ROW |= {"patients": "3", "scans": "8", "scans_right": "6"}
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"seed": ""}, "see seed"),
+        ({"patients": "nan"}, "see patients"),
+        ({"scans_right": "six"}, "see scans_right"),
+        ({"flags": "", "processor": ""}, "see flags, processor"),
+        ({"val_accuracy_by_epoch": "0.1 x"}, "see val_accuracy_by_epoch"),
+    ],
+)
+def test_a_damaged_table_is_one_line(wrong, told, tmp_path, capsys):
+    write_csv(tmp_path / "order.csv", [{**ROW, "val_accuracy_by_epoch": ""}, ROW | wrong])
+    assert evidence.main(["order", "--results", str(tmp_path), "--folder", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/order.csv, line 3: no row of evidence.py, {told}; remove" in line
+
+
+def test_columns_that_nobody_knows_are_kept_and_those_of_later_versions_may_be_missing(tmp_path):
+    write_csv(tmp_path / "order.csv", [ROW | {"note": "by hand"}])
+    (row,) = evidence.results_of(tmp_path / "order.csv")
+    assert row["note"] == "by hand" and "| slices | 1 | 75.0% |" in evidence.table("order", [row])
+
+
+def test_runs_of_other_settings_are_in_no_table(tmp_path):
+    flags = " ".join(EXPERIMENTS["order"].variants["slices"])
+    rows = [ROW | {"flags": flags}, ROW, ROW | {"flags": f"{flags} {' '.join(evidence.QUICK)}"}]
+    write_csv(tmp_path / "order.csv", rows)
+    assert evidence.current_results("order", tmp_path) == [rows[0]]
+    assert evidence.current_results("order", tmp_path, quick=True) == [rows[2]]
+
+
+def test_pages_are_left_alone_where_there_are_no_results(tmp_path, capsys):
+    page = evidence.ROOT / "docs" / "results.md"
+    before = page.stat().st_mtime_ns
+    assert evidence.main(["--write-docs", "--results", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no tables" in capsys.readouterr().err
+    assert page.stat().st_mtime_ns == before
+
+
+def test_what_is_no_experiment_is_named(capsys, monkeypatch):
     with pytest.raises(SystemExit) as refused:
         evidence.main(["hard"])
     assert refused.value.code == 2 and "there are order, knees" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evidence.main(["--quick"])
+    monkeypatch.chdir(evidence.ROOT)
+    for folder in ([], ["--results", "benchmarks/results"]):
+        with pytest.raises(SystemExit) as refused:
+            evidence.main(["--quick", *folder])
+        assert refused.value.code == 2 and "name other --results" in capsys.readouterr().err

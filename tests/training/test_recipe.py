@@ -274,6 +274,7 @@ def test_a_run_of_before_there_were_optimizers_is_gone_on_with_by_adam_alone(
     "flags, told",
     [
         ("--weight-decay 0.1", "--weight-decay takes --optimizer adamw or lamb"),
+        ("--recipe adamw --optimizer adam", "--recipe adamw sets it: add --weight-decay 0"),
         ("--warmup-epochs 20", "--warmup-epochs 20: expected fewer than --epochs"),
         ("--augment-strength 2", "--augment-strength takes --augment"),
         ("--bend 0.1", "argument --bend: expected a number from 0 to 0.08, got 0.1"),
