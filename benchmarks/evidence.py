@@ -224,10 +224,6 @@ def row_of(run: Run, folder: Path) -> dict:
         epochs = tables[0]
         best = min(epochs, key=lambda epoch: float(epoch["val_loss"]))
         row |= {"best_epoch": best["epoch"], "val_loss": best["val_loss"]}
-        if has_epochs:
-            for column in ("train_loss", "val_loss", "val_accuracy"):
-                values = [f"{float(epoch[column]):.4f}" for epoch in epochs]
-                row[f"{column}_by_epoch"] = " ".join(values)
     for unit in ("slices", "scans"):
         found = tested.get(unit)
         row[unit] = found["count"] if found else ""
@@ -238,12 +234,17 @@ def row_of(run: Run, folder: Path) -> dict:
     row["parameters"] = tested.get("parameters", "")
     if (folder / "best.pt").exists():
         row |= of_model(run, folder)
-    return row | {
+    row |= {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "torch": about["versions"]["torch"],
         "threads": about["threads"],
         "processor": device if device.startswith("cuda") else processor(),
     }
+    if len(tables) == 1 and has_epochs:
+        for column in ("train_loss", "val_loss", "val_accuracy"):
+            values = [f"{float(epoch[column]):.4f}" for epoch in tables[0]]
+            row[f"{column}_by_epoch"] = " ".join(values)
+    return row
 
 
 def seconds_of(rows: list[dict], has_epochs: bool) -> float:

@@ -144,13 +144,13 @@ def twice(tables: Tables, again: Tables) -> str:
 
 
 def short_table(tables: Tables) -> str:
-    lines = ["| data | model | right | minutes |", "| --- | --- | --- | --- |"]
+    lines = ["| data | model | runs | right | minutes |", "| --- | --- | --: | --- | --- |"]
     for data, experiment, variants, column in IN_README:
         for variant in variants:
             if own := [row for row in tables[experiment] if row["variant"] == variant]:
                 model = "Perceiver" if variant in ("slices", "whole scans") else variant
-                minutes = cell("minutes", own)
-                lines.append(f"| {data} | {model} | {cell(column, own)} | {minutes} |")
+                cells = [data, model, str(len(own)), cell(column, own), cell("minutes", own)]
+                lines.append(f"| {' | '.join(cells)} |")
                 data = ""
     return "\n".join(lines)
 
