@@ -127,9 +127,9 @@ class PerceiverTold(nn.Module):
         self.model = Perceiver(**config | of_channels)
         self.model.load_state_dict(like.state_dict())
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         positions = self.positions.expand(len(images), -1, -1, -1)
-        return self.model(torch.cat([images, positions], dim=1))
+        return self.model(torch.cat([images, positions], dim=1), kept=kept)
 
 
 NETWORKS = {
@@ -152,6 +152,8 @@ class Reference(Perceiver):
         self.network = network
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        if isinstance(self.network, PerceiverTold):  # what others read has no --token-fraction
+            return self.network(x, kept)
         return self.network(x)
 
 

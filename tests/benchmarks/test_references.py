@@ -65,6 +65,11 @@ def test_a_perceiver_told_the_positions_of_permuted_pixels_is_the_same_function(
     permuted = torch.from_numpy(garments.permuted(images[:, 0].numpy()))[:, None]
     assert told(permuted).sub(ours(images)).abs().max() < 1e-5
     assert told(images).sub(ours(images)).abs().max() > 1e-3
+    kept = torch.tensor([3, 7, 50, 110])  # as training reads them with --token-fraction
+    as_ours = ours(images, kept=torch.from_numpy(garments.pixel_order(120))[kept])
+    reference = references.Reference(told, ours)
+    assert reference(permuted, kept=kept).sub(as_ours).abs().max() < 1e-5
+    assert as_ours.sub(ours(images)).abs().max() > 1e-3
 
 
 def test_a_reference_trains_on_the_train_rows_only(knees, tmp_path):
