@@ -85,13 +85,14 @@ def table(name: str, rows: list[dict]) -> str:
             if experiment.to_reach:
                 cells.append(epochs_to(experiment.to_reach, own))
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", measured_on(rows)])
+    unit = "patients" if "scans right" in names else "slices"
+    return "\n".join([*lines, "", measured_on(rows, unit)])
 
 
-def measured_on(rows: list[dict]) -> str:
-    patients = sorted({int(row["patients"]) for row in rows})
-    tested = counted(patients[0], "patient") if len(patients) == 1 else None
-    tested = tested or f"{patients[0]:,} to {patients[-1]:,} patients"
+def measured_on(rows: list[dict], unit: str) -> str:
+    counts = sorted({int(row[unit]) for row in rows})
+    tested = f"{counts[0]:,} {unit}" if len(counts) == 1 else None
+    tested = tested or f"{counts[0]:,} to {counts[-1]:,} {unit}"
     threads = {f"{row['processor']}, {counted(int(row['threads']), 'thread')}" for row in rows}
     return f"Tested on {tested} a run. Measured on {', '.join(sorted(threads))}."
 
