@@ -74,10 +74,6 @@ class Run(NamedTuple):
         digest = zlib.crc32(" ".join(self.flags).encode())
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower())}-{self.seed}-{digest:08x}"
 
-    @property
-    def reads_scans(self) -> bool:
-        return "scan" in self.flags and self.flags[self.flags.index("scan") - 1] == "--input"
-
     def is_in(self, rows: list[dict]) -> bool:
         known = [(row["variant"], int(row["seed"]), row["flags"]) for row in rows]
         return (self.variant, self.seed, " ".join(self.flags)) in known
@@ -259,7 +255,7 @@ def seconds_of(rows: list[dict], has_epochs: bool) -> float:
 def of_model(run: Run, folder: Path) -> dict:
     model, test = open_tested(folder)
     found = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    if run.reads_scans:
+    if reads_scans(model):
         found |= without_order(model, test)
     elif "--mirror-swap" in run.flags:
         found |= with_mirror_image(model, test)
@@ -270,11 +266,15 @@ def of_model(run: Run, folder: Path) -> dict:
     return found
 
 
+def reads_scans(model: Perceiver) -> bool:
+    return model.config["input_axis"] == 3
+
+
 def open_tested(folder: Path) -> tuple[Perceiver, Dataset]:
     """The best model of a run, and what it was tested on."""
     model = Perceiver.from_checkpoint(folder / "best.pt")
     arguments = json.loads((folder / "args.json").read_text())["arguments"]
-    length = model.preprocessing["slices"] if arguments["input"] == "scan" else None
+    length = model.preprocessing["slices"] if reads_scans(model) else None
     listing = list_labelled(Path(arguments["data_dir"]), arguments["classes"])
     size = model.preprocessing["image_size"]
     dataset = load_dataset(listing, size, ROOT / "cache", scan_length=length)

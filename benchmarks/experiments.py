@@ -165,8 +165,8 @@ EXPERIMENTS = {
     ),
     "demo": Experiment(
         "What `--demo` trains",
-        "Synthetic knees of 24 patients; so few are tested that a run says little. The recipe that "
-        "is better on photographs is not better here, and so no default.",
+        "Synthetic knees of 24 patients, also with the recipe of photographs; so few are tested "
+        "that a run says little.",
         phantoms("--patients", "24"),
         {
             "--demo": DEMO_FLAGS,
