@@ -191,8 +191,8 @@ def make_parser() -> Parser:
     rise = "over which the learning rate rises in a line"
     add("--warmup-epochs", type=not_negative, default=0.0, metavar="X", help=rise)
     add("--weight-decay", type=not_negative, default=0.0, metavar="X", help=DECAY)
-    most = "largest norm of a step's gradient; a larger one is made shorter"
-    add("--clip-gradient", type=positive_float, metavar="X", help=most)
+    most = "largest norm of a step's gradient; a larger one is made shorter (0: none is)"
+    add("--clip-gradient", type=not_negative, metavar="X", help=most)
     smooth = "share of a label's weight that goes to all classes alike"
     add("--label-smoothing", type=below_one, default=0.0, metavar="X", help=smooth)
     add("--mixup", type=not_negative, default=0.0, metavar="ALPHA", help=MIXUP)

@@ -280,7 +280,7 @@ def test_a_run_of_before_there_were_optimizers_is_gone_on_with_by_adam_alone(
         ("--bend 0.1", "argument --bend: expected a number from 0 to 0.08, got 0.1"),
         ("--ema 1", "argument --ema: expected a number of at least 0 and below 1, got 1"),
         ("--mixup nan", "argument --mixup: expected a number of at least 0, got nan"),
-        ("--clip-gradient 0", "argument --clip-gradient: expected"),
+        ("--clip-gradient -1", "argument --clip-gradient: expected a number of at least 0, got -1"),
         ("--optimizer sgd", "argument --optimizer: invalid choice: 'sgd'"),
     ],
 )
