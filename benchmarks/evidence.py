@@ -13,7 +13,8 @@ one that was killed goes on. Checkpoint and calibration of a run are chosen on v
 of these programs may share a folder and its tables, as long as each makes other runs.
 What photographs are made of: see benchmarks/garments.py.
 
-Exit codes: 0 done, 1 a run failed, 2 bad arguments or a damaged table, 130 interrupted.
+Exit codes: 0 done, 1 a run failed or what was named can't be made here, 2 bad arguments or a
+damaged table, 130 interrupted.
 """
 
 import argparse
@@ -37,6 +38,7 @@ import torch  # noqa: E402
 
 from benchmarks.evidence_pages import NUMBERS, WHOLE, table, write_pages  # noqa: E402
 from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
+from benchmarks.garments import SOURCE  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
 from common import signals  # noqa: E402
 from common.csv_tables import read_csv, write_csv  # noqa: E402
@@ -352,6 +354,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def what_lacks(name: str) -> str | None:
+    """What to do first, where what an experiment is made of is not on this machine."""
+    if name == "real-knee" and not real_knee().is_dir():
+        return "`python benchmarks/fetch_knee.py` says what it takes"
+    if EXPERIMENTS[name].data.command[0].endswith("garments.py") and not SOURCE.is_dir():
+        return "install the Debian package dataset-fashion-mnist"
+    return None
+
+
 def make_runs(name: str, args: argparse.Namespace) -> None:
     """Make the runs of an experiment that its table has no row of.
 
@@ -410,13 +421,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
     signals.set_hint("the same command goes on")
+    left_out = []
     for name in args.experiments or EXPERIMENTS:
-        if name == "real-knee" and not real_knee().is_dir():
-            print("real-knee: left out; `python benchmarks/fetch_knee.py` says what it takes")
+        if lacking := what_lacks(name):
+            print(f"{name}: left out; {lacking}")
+            left_out.append(name)
             continue
         make_runs(name, args)
         print(table(name, current_results(name, args.results, args.quick)))
-    return 0
+    return 1 if args.experiments and left_out else 0
 
 
 def main(argv: list[str] | None = None) -> int:

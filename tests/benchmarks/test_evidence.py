@@ -248,6 +248,15 @@ def test_pages_are_left_alone_where_there_are_no_results(tmp_path, capsys):
     assert page.stat().st_mtime_ns == before
 
 
+def test_what_is_not_on_this_machine_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "SOURCE", tmp_path / "nothing")
+    monkeypatch.setenv("PERCEIVER_MSKT", str(tmp_path))
+    flags = ["--results", str(tmp_path / "results"), "--folder", str(tmp_path / "work")]
+    assert evidence.main(["bags", "real-knee", *flags]) == 1
+    told = "bags: left out; install the Debian package dataset-fashion-mnist\nreal-knee: left out; "
+    assert capsys.readouterr().out.startswith(told)
+
+
 def test_what_is_no_experiment_is_named(capsys, monkeypatch):
     with pytest.raises(SystemExit) as refused:
         evidence.main(["hard"])
