@@ -1,19 +1,20 @@
 """Real photographs: an AKOA-shaped folder, or ten classes, out of Fashion-MNIST.
 
     python benchmarks/garments.py build data/bags --garment bags --shift 2       # 14,000 PNGs
-    python train.py --data-dir data/bags --image-size 28 28
+    python train.py --data-dir data/bags --split-file data/bags/split.csv --image-size 28 28
 
     python benchmarks/garments.py classes data/fashion    # ten classes and a manifest; 70,000 PNGs
     python train.py --data-dir data/fashion/manifest.csv --split-file data/fashion/split.csv \
         --image-size 28 28
 
 The AKOA images are not public; these are. A garment as photographed is one side (right), the same
-photograph mirrored the other (left). 40 photographs make a scan, and a patient has two scans,
-RIGHT and the same 40 mirrored, LEFT: where a patient is kept in one subset, so is a photograph
-with its mirror image. None of these photographs is in Fashion-MNIST twice. Boots all point the same
-way and a linear model tells them apart without an error; bags and dresses are nearly symmetric, and
-there a better model shows. Compare slices: a scan's mean over 40 unrelated photographs is right
-long before its slices are.
+photograph mirrored the other (left). 40 photographs make a scan, and a patient has two scans, RIGHT
+and the same 40 mirrored, LEFT: where a patient is kept in one subset, so is a photograph with its
+mirror image. None of these photographs is in Fashion-MNIST twice. split.csv is one split of the
+patients, the same for every seed, so that what is tested is never used to choose. Boots all point
+the same way and a linear model tells them apart without an error; bags and dresses are nearly
+symmetric, and there a better model shows. Compare slices: a scan's mean over 40 unrelated
+photographs is right long before its slices are.
 
 Fashion-MNIST centres each garment; where its width is odd, the pixel that is left over is always
 on the same side, and tells the side without the garment. With --shift N each photograph is moved,
@@ -53,8 +54,11 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/garments.py`
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402
 from common.program import positive_int, run_program, whole_number  # noqa: E402
+from dataset import list_slices  # noqa: E402
 from scans.copies import find_copies  # noqa: E402
-from scans.slices import DataError  # noqa: E402
+from scans.slices import DataError, by_scan  # noqa: E402
+from scans.split_tables import write_split  # noqa: E402
+from scans.splits import SUBSETS, split_by_patient  # noqa: E402
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts the files
 SLICES_PER_SCAN = 40  # as in AKOA
@@ -174,8 +178,9 @@ def build(
     photographs = images[labels == GARMENTS[garment]][:limit]
     photographs = moved(photographs, shift) if shift else photographs
     patients, dropped = divmod(len(photographs), SLICES_PER_SCAN)
-    if patients == 0:
-        raise DataError(f"{source}: has {dropped} {garment}, a scan takes {SLICES_PER_SCAN}")
+    if patients < len(SUBSETS):
+        few = len(SUBSETS) * SLICES_PER_SCAN
+        raise DataError(f"{source}: has {len(photographs)} {garment}, three patients take {few}")
 
     with whole_folder(directory) as unfinished:
         for patient in tqdm(range(patients), desc="writing", unit="patient", disable=None):
@@ -186,6 +191,8 @@ def build(
                 for number, image in enumerate(permuted(images) if permute else images):
                     rgb = np.stack([image] * 3, axis=-1)  # AKOA's slices are grey, stored as RGB
                     Image.fromarray(rgb).save(unfinished / f"{scan}_{side}.nii.gz_{number}.png")
+        scans = by_scan(list_slices(unfinished).slices)
+        write_split(unfinished / "split.csv", scans, split_by_patient(scans))
     slices = 2 * patients * SLICES_PER_SCAN
     return {"patients": patients, "scans": 2 * patients, "slices": slices, "dropped": dropped}
 

@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_folder_has_the_names_and_counts_of_akoa(folder):
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.glob("*.png"))
     assert len(names) == 5 * 2 * 40  # 210 bags: 5 patients, 10 photographs left over
     pattern = re.compile(
         r"(OAI900000[1-5])_Bags_1_(\d{5})_FASHION_MNIST_(LEFT|RIGHT)\.nii\.gz_(\d+)\.png"
@@ -145,11 +145,19 @@ def test_damaged_source_is_one_line_and_exit_2(damage, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_too_few_photographs_for_a_scan_is_exit_2(tmp_path, capsys):
-    source = write_source(tmp_path / "source", bags=39)
+def test_split_is_that_of_seed_0_and_trained_on_as_a_split_file(folder):
+    dataset = load_dataset(list_labelled(folder), (12, 12))
+    told, made = (split(dataset, split_file=folder / "split.csv"), split(dataset, seed=0))
+    assert len(told["test"]) > 0
+    for name in ("train", "val", "test"):
+        assert torch.equal(told[name].rows, made[name].rows)
+
+
+def test_too_few_photographs_for_three_patients_is_exit_2(tmp_path, capsys):
+    source = write_source(tmp_path / "source", bags=119)
     arguments = ["build", f"{tmp_path}/out", "--garment", "bags", "--source", str(source)]
     assert garments.main(arguments) == 2
-    assert "has 39 bags, a scan takes 40" in capsys.readouterr().err
+    assert "has 119 bags, three patients take 120" in capsys.readouterr().err
 
 
 def middle(image: np.ndarray) -> int:
@@ -201,7 +209,9 @@ def test_permuted_pixels_are_the_same_ones_in_one_order(folder, tmp_path):
     flags = ["build", f"{tmp_path}/bags", "--garment", "bags", "--source", str(source)]
     assert garments.main([*flags, "--permute"]) == 0
     before, after = (
-        np.stack([np.asarray(Image.open(path))[..., 0].ravel() for path in sorted(of.iterdir())])
+        np.stack(
+            [np.asarray(Image.open(path))[..., 0].ravel() for path in sorted(of.glob("*.png"))]
+        )
         for of in (folder, tmp_path / "bags")
     )
     assert (np.sort(before, axis=1) == np.sort(after, axis=1)).all() and (before != after).any()
