@@ -159,7 +159,7 @@ def short_table(tables: Tables) -> str:
 def draw(name: str, rows: list[dict], path: Path) -> None:
     """Accuracy on validation against time, a line for each run."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     experiment, figure = EXPERIMENTS[name], Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
@@ -173,8 +173,9 @@ def draw(name: str, rows: list[dict], path: Path) -> None:
                 times = [minutes * n for n in range(1, len(values) + 1)]
                 panel.plot(times, values, color=colour, label=variant, linewidth=1)
                 variant = "_" + variant  # one entry of the legend for all runs
-    panel.set(xlabel="minutes of training", title=experiment.title, xlim=0, ylim=(0.75, None))
+    panel.set(xlabel="minutes of training", title=experiment.title, xlim=0, ylim=(0.8, None))
     panel.set_ylabel("photographs of validation that are right")
+    panel.yaxis.set_major_locator(MultipleLocator(0.02))
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panel.grid(alpha=0.3)
     panel.legend(loc="lower right")
