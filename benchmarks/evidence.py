@@ -72,8 +72,9 @@ class Run(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Of these flags alone: other ones are another run."""
-        digest = zlib.crc32(" ".join(self.flags).encode())
+        """Of these flags and data alone: with others it is another run."""
+        data = EXPERIMENTS[self.experiment].data
+        digest = zlib.crc32(" ".join([*self.flags, *data.command, *data.flags]).encode())
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower())}-{self.seed}-{digest:08x}"
 
     def is_in(self, rows: list[dict]) -> bool:
