@@ -21,7 +21,7 @@ from common.workers import rank, wait_for_all
 from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, check_weights, read_checkpoint
 from training.epoch import COLUMNS, NonFiniteError, Progress
-from training.recipe import BEFORE, parameter_groups
+from training.recipe import BEFORE, parameter_groups, set_learning_rate
 from training.runfolder import as_json, check_data, read_record
 
 
@@ -77,6 +77,8 @@ class Run:
         before, loss = self.progress, row["val_loss"]
         is_best, best = loss < before.best, min(loss, before.best)
         self.progress = Progress(before.epoch + 1, best=best, rows=[*before.rows, row])
+        # That of its last step: a run that was resumed after it has taken none, and set no rate.
+        set_learning_rate(self.optimizer, row["lr"])
         # In this order: a kill between the two leaves a last.pt that does this epoch again.
         self.save(*(["best.pt"] if is_best else []), "last.pt")
         self.draw()

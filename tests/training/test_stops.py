@@ -36,7 +36,8 @@ def signal_at_step(monkeypatch, step: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "number, step", [(signal.SIGINT, 3), (signal.SIGTERM, 6), (signal.SIGTERM, 11)]
+    "number, step",
+    [(signal.SIGINT, 3), (signal.SIGTERM, 6), (signal.SIGTERM, 11), (signal.SIGTERM, 18)],
 )
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_like_a_whole_one(
     whole_run, knees, tmp_path, monkeypatch, capsys, number, step
