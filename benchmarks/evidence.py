@@ -14,7 +14,7 @@ of these programs may share a folder and its tables, as long as each makes other
 What photographs are made of: see benchmarks/garments.py.
 
 Exit codes: 0 done, 1 a run failed or what was named can't be made here, 2 bad arguments or a
-damaged table, 130 interrupted.
+damaged table, 130 / 143 interrupted.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
@@ -34,9 +33,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/evidence.py`
 
-import torch  # noqa: E402
-
-from benchmarks.evidence_pages import NUMBERS, WHOLE, table, write_pages  # noqa: E402
+from benchmarks.evidence_models import (  # noqa: E402
+    after_each_read,
+    open_tested,
+    reads_scans,
+    with_mirror_image,
+    without_order,
+)
+from benchmarks.evidence_pages import faults_of, table, write_pages  # noqa: E402
 from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.garments import SOURCE  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
@@ -50,8 +54,6 @@ from common.program import (  # noqa: E402
     run_program,
     whole_number,
 )
-from dataset import Dataset, list_labelled, load_dataset, split  # noqa: E402
-from perceiver import Perceiver  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -73,15 +75,21 @@ class Run(NamedTuple):
     flags: list[str]
 
     @property
+    def made_with(self) -> dict[str, str]:
+        """What tells a row of results from those of other runs."""
+        data = EXPERIMENTS[self.experiment].data
+        words = {"flags": self.flags, "data": [*data.command, *data.flags]}
+        of_words = {name: " ".join(each) for name, each in words.items()}
+        return {"variant": self.variant, "seed": str(self.seed), **of_words}
+
+    @property
     def folder(self) -> str:
         """Of these flags and data alone: with others it is another run."""
-        data = EXPERIMENTS[self.experiment].data
-        digest = zlib.crc32(" ".join([*self.flags, *data.command, *data.flags]).encode())
+        digest = zlib.crc32(" ".join([self.made_with["flags"], self.made_with["data"]]).encode())
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower())}-{self.seed}-{digest:08x}"
 
     def is_in(self, rows: list[dict]) -> bool:
-        known = [(row["variant"], int(row["seed"]), row["flags"]) for row in rows]
-        return (self.variant, self.seed, " ".join(self.flags)) in known
+        return self.made_with in map(made_with, rows)
 
 
 def runs_of(name: str, seeds: list[int], quick: bool) -> list[Run]:
@@ -105,31 +113,28 @@ def rows_of(path: Path) -> list[dict]:
 def results_of(path: Path) -> list[dict]:
     """Rows that `row_of` made. Raises UserError, which says where one is damaged."""
     rows = read_csv(path, "table of results").rows if path.exists() else []
+    lines = {}
     for line, cells in rows:
-        wrong = [name for name in ("variant", "flags", "processor") if not cells.get(name)]
-        wrong += [name for name in WHOLE if not cells.get(name, "").removeprefix("-").isdecimal()]
-        wrong += [name for name in NUMBERS if not all(map(is_number, cells.get(name, "").split()))]
-        if wrong:
+        if wrong := faults_of(cells):
             raise UserError(
                 f"{path}, line {line}: no row of evidence.py, see {abridged(wrong)}; remove the "
                 "line, and the row is written again from its run folder"
             )
+        first = lines.setdefault(tuple(made_with(cells).values()), line)
+        if first != line:
+            raise UserError(f"{path}, lines {first} and {line}: the same run twice; remove one")
     return [row.cells for row in rows]
 
 
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def made_with(row: dict) -> dict[str, str]:
+    return {name: row[name] for name in ("variant", "seed", "flags", "data")}
 
 
 def current_results(name: str, folder: Path, quick: bool = False) -> list[dict]:
-    """Rows of the experiment as it is now; of one that had other flags nothing is shown."""
+    """Rows of the experiment as it is now; of one that had other flags or data nothing is shown."""
     rows = results_of(folder / f"{name}.csv")
-    wanted = [(run.variant, " ".join(run.flags)) for run in runs_of(name, [0], quick)]
-    return [row for row in rows if (row["variant"], row["flags"]) in wanted]
+    wanted = [run.made_with for run in runs_of(name, [0], quick)]
+    return [row for row in rows if made_with(row) | {"seed": "0"} in wanted]
 
 
 def add_row(path: Path, run: Run, row: dict) -> None:
@@ -193,13 +198,14 @@ def exit_code(process: subprocess.Popen) -> int:
 def train(run: Run, data: Path, folder: Path, threads: int | None) -> None:
     """Make a run in a folder, or go on with it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    log = folder.with_suffix(".txt")
+    log = folder.with_name(f"{folder.name}.txt")
     is_reference = not run.flags[0].startswith("-")
     script = "benchmarks/references.py" if is_reference else "train.py"
     program = [sys.executable, str(ROOT / script)]
     if (folder / "last.pt").exists() or (folder / "folds.csv").exists():
         call([*program, "--resume", str(folder)], log=log, threads=threads)
     elif not (is_reference and (folder / "test_metrics.json").exists()):
+        (folder / "metrics.csv").unlink(missing_ok=True)  # of a reference killed before its end
         more = [*placed(EXPERIMENTS[run.experiment].data.flags, data), "--seed", str(run.seed)]
         words = [*run.flags, *more, "--output-dir", str(folder)]
         call([*program, *words], log=log, threads=threads)
@@ -215,9 +221,7 @@ def row_of(run: Run, folder: Path) -> dict:
     tables = [rows_of(path) for path in sorted([*folder.glob("**/metrics.csv")])]
     has_epochs = "train_loss" in tables[0][0]  # else there is a row for each C of a regression
     row = {
-        "variant": run.variant,
-        "seed": run.seed,
-        "flags": " ".join(run.flags),
+        **run.made_with,
         "epochs": sum(map(len, tables)) if has_epochs else "",
         "seconds": round(sum(seconds_of(rows, has_epochs) for rows in tables)),
         "patients": tested["patients"],
@@ -233,12 +237,14 @@ def row_of(run: Run, folder: Path) -> dict:
     scans = tested["scans"]
     for name in ("negative_log_likelihood", "expected_calibration_error"):
         row[name] = scans[name]["value"]
-    row["parameters"] = tested.get("parameters", "")
+    row |= {name: tested.get(name, "") for name in ("parameters", "mirrored_right")}
     if (folder / "best.pt").exists():
         row |= of_model(run, folder)
     row |= {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "torch": about["versions"]["torch"],
+        "started": about["started"],
+        "commit": about["git_commit"] or "",
+        "versions": ", ".join(f"{name} {text}" for name, text in about["versions"].items()),
+        "crc32": about.get("data", {}).get("crc32", ""),  # of the pixels; folds have none
         "threads": about["threads"],
         "processor": device if device.startswith("cuda") else processor(),
     }
@@ -246,6 +252,7 @@ def row_of(run: Run, folder: Path) -> dict:
         for column in ("train_loss", "val_loss", "val_accuracy"):
             values = [f"{float(epoch[column]):.4f}" for epoch in tables[0]]
             row[f"{column}_by_epoch"] = " ".join(values)
+        row["seconds_by_epoch"] = " ".join(epoch["seconds"] for epoch in tables[0])
     return row
 
 
@@ -255,7 +262,7 @@ def seconds_of(rows: list[dict], has_epochs: bool) -> float:
     return len(seconds) * min(seconds) if has_epochs else sum(seconds)
 
 
-# ---- what the best model of a run says of the test -----------------------------------------------
+# ---- what the best model of a run says -----------------------------------------------------------
 
 
 def of_model(run: Run, folder: Path) -> dict:
@@ -270,54 +277,6 @@ def of_model(run: Run, folder: Path) -> dict:
     if run.experiment == "real-knee":
         found |= of_real_knee(folder)
     return found
-
-
-def reads_scans(model: Perceiver) -> bool:
-    return model.config["input_axis"] == 3
-
-
-def open_tested(folder: Path) -> tuple[Perceiver, Dataset]:
-    """The best model of a run, and what it was tested on."""
-    model = Perceiver.from_checkpoint(folder / "best.pt")
-    arguments = json.loads((folder / "args.json").read_text())["arguments"]
-    length = model.preprocessing["slices"] if reads_scans(model) else None
-    listing = list_labelled(Path(arguments["data_dir"]), arguments["classes"])
-    size = model.preprocessing["image_size"]
-    dataset = load_dataset(listing, size, ROOT / "cache", scan_length=length)
-    return model, split(dataset, split_file=folder / "split.csv")["test"]
-
-
-def without_order(model: Perceiver, test: Dataset) -> dict:
-    """How many tested scans are right with their slices in reverse order, and shuffled."""
-    length = model.preprocessing["slices"]
-    scans, generator = test.batch(torch.arange(len(test))), torch.Generator().manual_seed(0)
-    orders = [torch.randperm(length, generator=generator) for _ in range(len(test))]
-    shuffled = torch.stack([scan[:, order] for scan, order in zip(scans, orders, strict=True)])
-
-    def right(pixels: torch.Tensor) -> int:
-        return int((model.predict_logits(pixels).argmax(dim=1) == test.labels).sum())
-
-    return {"reversed_right": right(scans.flip(2)), "shuffled_right": right(shuffled)}
-
-
-def with_mirror_image(model: Perceiver, test: Dataset) -> dict:
-    """How many are right by the logits of an image less those of its mirror image."""
-    images = test.batch(torch.arange(len(test)))
-    logits = model.predict_logits(images) - model.predict_logits(images.flip(3))
-    return {"mirrored_right": int((logits.argmax(dim=1) == test.labels).sum())}
-
-
-def after_each_read(model: Perceiver, test: Dataset) -> dict:
-    """How many the head gets right from the latents after each iteration."""
-    right = [0] * model.config["depth"]
-    with torch.inference_mode():
-        for part in torch.arange(len(test)).split(64):
-            x, tokens = model.latents[None], model.tokens(model.normalise(test.batch(part)))
-            for iteration in range(model.config["depth"]):
-                x = model.block(iteration)(x, tokens)
-                found = model.head(model.norm(x.mean(dim=1))).argmax(dim=1)
-                right[iteration] += int((found == test.labels[part]).sum())
-    return {f"right_after_{number}": count for number, count in enumerate(right, start=1)}
 
 
 def of_real_knee(folder: Path) -> dict:
@@ -342,7 +301,9 @@ def real_knee() -> Path:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="evidence.py", description="Named experiments of runs of train.py.")
     add = parser.add_argument
-    add("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; or all")
+    add(
+        "experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)} (default: all)"
+    )
     add("--seeds", type=whole_number, nargs="+", default=[0, 1, 2], metavar="N")
     add("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time")
     add("--folder", type=Path, default=Path("runs/evidence"), help="for run folders and data")
@@ -367,14 +328,12 @@ def what_lacks(name: str) -> str | None:
     return None
 
 
-def make_runs(name: str, args: argparse.Namespace) -> None:
-    """Make the runs of an experiment that its table has no row of.
+def make_runs(name: str, runs: list[Run], args: argparse.Namespace) -> None:
+    """Make runs of an experiment, each a row of its table.
 
     After one that failed no other begins; those that run are let end. Raises RunFailed then.
     """
     path, folder = args.results / f"{name}.csv", args.folder.absolute()
-    rows = results_of(path)
-    runs = [run for run in runs_of(name, args.seeds, args.quick) if not run.is_in(rows)]
     if not runs:
         return
     data = make_data(folder, EXPERIMENTS[name].data, args.quick)
@@ -427,11 +386,13 @@ def run(args: argparse.Namespace) -> int:
     signals.set_hint("the same command goes on")
     left_out = []
     for name in args.experiments or EXPERIMENTS:
-        if lacking := what_lacks(name):
+        rows = results_of(args.results / f"{name}.csv")
+        runs = [run for run in runs_of(name, args.seeds, args.quick) if not run.is_in(rows)]
+        if runs and (lacking := what_lacks(name)):
             print(f"{name}: left out; {lacking}")
             left_out.append(name)
             continue
-        make_runs(name, args)
+        make_runs(name, runs, args)
         print(table(name, current_results(name, args.results, args.quick)))
     return 1 if args.experiments and left_out else 0
 

@@ -1,5 +1,6 @@
-"""Tables and the figure of benchmarks/evidence.py, made of the rows of benchmarks/results/*.csv."""
+"""Tables and figures of benchmarks/evidence.py, made of the rows of benchmarks/results/*.csv."""
 
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -50,10 +51,33 @@ COLUMNS = {
     "epochs": number("epochs", "{:.0f}"),
     "minutes": number("seconds", "{:.1f}", 1 / 60),
 }
-BY_EPOCH = "val_accuracy_by_epoch"  # numbers with a space between
-# What a row must have as whole numbers, and what is one or more numbers where it has it.
-WHOLE = ("seed", "patients", "threads")
-NUMBERS = dict.fromkeys([*(name for each in COLUMNS.values() for name in each.names), BY_EPOCH])
+# Numbers with a space between.
+BY_EPOCH = [f"{name}_by_epoch" for name in ("train_loss", "val_loss", "val_accuracy")]
+
+
+def faults_of(row: dict[str, str]) -> list[str]:
+    """Names of what a row lacks or has wrongly: of columns it may have fewer, as older rows."""
+    names = dict.fromkeys(name for column in COLUMNS.values() for name in column.names)
+    wrong = [name for name in ("variant", "flags", "data", "processor") if not row.get(name)]
+    whole = ("seed", "patients", "threads")
+    wrong += [name for name in whole if not row.get(name, "").removeprefix("-").isdecimal()]
+    wrong += [name for name in names if row.get(name) and not is_finite(row[name])]
+    wrong += [name for name in BY_EPOCH if not all(map(is_finite, row.get(name, "").split()))]
+    shares = [column.names for column in COLUMNS.values() if len(column.names) == 2]
+    counted = [part for part, all_of in shares if row.get(part) and not is_part(part, all_of, row)]
+    return list(dict.fromkeys(wrong + counted))
+
+
+def is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def is_part(part: str, whole: str, row: dict[str, str]) -> bool:
+    counts = [row.get(part, ""), row.get(whole, "")]
+    return all(map(str.isdecimal, counts)) and int(counts[0]) <= int(counts[1]) > 0
 
 
 def spread(values: list[float], text: str) -> str:
@@ -85,7 +109,8 @@ def table(name: str, rows: list[dict]) -> str:
             if experiment.to_reach:
                 cells.append(epochs_to(experiment.to_reach, own))
             lines.append(f"| {' | '.join(cells)} |")
-    unit = "patients" if "scans right" in names else "slices"
+    of_slices = "scans right" not in names and all(row.get("slices") for row in rows)
+    unit = "slices" if of_slices else "patients"
     return "\n".join([*lines, "", measured_on(rows, unit)])
 
 
@@ -99,9 +124,10 @@ def measured_on(rows: list[dict], unit: str) -> str:
 
 def epochs_to(accuracy: float, rows: list[dict]) -> str:
     """After how many epochs the accuracy on validation was first so high, of rows with epochs."""
-    first, rows = [], [row for row in rows if row.get(BY_EPOCH)]
+    name = "val_accuracy_by_epoch"
+    first, rows = [], [row for row in rows if row.get(name)]
     for row in rows:
-        values = [float(value) for value in row[BY_EPOCH].split()]
+        values = [float(value) for value in row[name].split()]
         first += [n for n, value in enumerate(values, start=1) if value >= accuracy][:1]
     missed = len(rows) - len(first)
     never = [f"{counted(missed, 'run')} never"] if missed else []
@@ -115,33 +141,36 @@ Tables = dict[str, list[dict]]  # experiment -> its rows
 
 
 def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
-    """README.md, docs/results.md and the figure. again: rows of runs that were made twice.
+    """README.md, docs/results.md and their figures. again: rows of runs that were made twice.
 
     Raises UserError if a page has no marks, MissingPackage without matplotlib.
     """
     check_matplotlib()
     sections = [table(name, rows) for name, rows in tables.items() if rows]
-    if any(again.values()):
-        sections.append(twice(tables, again))
+    if made_twice := twice(tables, again):
+        sections.append(made_twice)
     write_between_marks(root / "docs" / "results.md", "\n\n".join(sections), MARKS)
     write_between_marks(root / "README.md", short_table(tables), MARKS)
-    if tables["classes"]:
-        draw("classes", tables["classes"], root / "docs" / "results.png")
+    draw_classes(tables, root / "docs" / "results.png")
+    draw_activations(tables, root / "docs" / "activations.png")
 
 
 def twice(tables: Tables, again: Tables) -> str:
-    lines = ["### Made twice", "", "The same runs, from scratch, on another day or machine.", ""]
-    lines += ["| experiment | variant | seed | first | again |", "| --- | --- | --: | --- | --- |"]
+    lines = ["### Made twice", "", "The same runs, from scratch, and what all runs reached.", ""]
+    lines += ["| experiment | variant | seed | first | again | all |"]
+    lines += ["| --- | --- | --: | --- | --- | --- |"]
+    head, keys = len(lines), ("variant", "seed", "flags", "data")
     for name, rows in again.items():
         for row in rows:
-            made_with = [row[key] for key in ("variant", "seed", "flags")]
-            for before in tables[name]:
-                if [before[key] for key in ("variant", "seed", "flags")] == made_with:
-                    column = "slices right" if row.get("slices") else "scans right"
-                    cells = [cell(column, [each]) for each in (before, row)]
-                    title = EXPERIMENTS[name].title
-                    lines.append(f"| {title} | {' | '.join([*made_with[:2], *cells])} |")
-    return "\n".join(lines)
+            alike = [each for each in tables[name] if all(each[key] == row[key] for key in keys)]
+            of_all = [each for each in tables[name] if each["variant"] == row["variant"]]
+            column = "slices right" if row.get("slices") else "scans right"
+            for before in alike:
+                if before["started"] != row["started"]:  # else its folder was only read again
+                    cells = [cell(column, each) for each in ([before], [row], of_all)]
+                    cells = [EXPERIMENTS[name].title, row["variant"], row["seed"], *cells]
+                    lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > head else ""
 
 
 def short_table(tables: Tables) -> str:
@@ -156,29 +185,84 @@ def short_table(tables: Tables) -> str:
     return "\n".join(lines)
 
 
-def draw(name: str, rows: list[dict], path: Path) -> None:
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def draw_lines(panel, names: list[str], rows: list[dict], points: Callable) -> None:
+    """A line for each row, of the points of it, in the colour of its variant."""
+    for variant, colour in zip(names, COLOURS, strict=False):
+        label = variant
+        for row in rows:
+            if row["variant"] == variant:
+                panel.plot(*points(row), color=colour, label=label, linewidth=1)
+                label = f"_{label}"  # one entry of the legend for all runs
+    panel.grid(alpha=0.3)
+
+
+def by_epoch(name: str, row: dict) -> list[float]:
+    return [float(value) for value in row[name].split()]
+
+
+def draw_classes(tables: Tables, path: Path) -> None:
     """Accuracy on validation against time, a line for each run."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-    experiment, figure = EXPERIMENTS[name], Figure(figsize=(7, 4), layout="constrained")
+    rows = [row for row in tables["classes"] if row.get("val_accuracy_by_epoch")]
+    names = [name for name in EXPERIMENTS["classes"].variants if name != "logistic regression"]
+    longer = [row | {"variant": f"{row['variant']}, for longer"} for row in tables["classes-long"]]
+    names += dict.fromkeys(row["variant"] for row in longer)
+    if not rows:
+        return
+
+    def points(row: dict) -> tuple[list[float], list[float]]:
+        values = by_epoch("val_accuracy_by_epoch", row)
+        minutes = float(row["seconds"]) / 60 / len(values)
+        return [minutes * n for n in range(1, len(values) + 1)], values
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
-    drawn = [row for row in rows if row.get(BY_EPOCH)]
-    names = [name for name in experiment.variants if any(row["variant"] == name for row in drawn)]
-    for variant, colour in zip(names, COLOURS, strict=False):
-        for row in drawn:
-            if row["variant"] == variant:
-                values = [float(value) for value in row[BY_EPOCH].split()]
-                minutes = float(row["seconds"]) / 60 / len(values)
-                times = [minutes * n for n in range(1, len(values) + 1)]
-                panel.plot(times, values, color=colour, label=variant, linewidth=1)
-                variant = "_" + variant  # one entry of the legend for all runs
-    panel.set(xlabel="minutes of training", title=experiment.title, xlim=0, ylim=(0.8, None))
+    draw_lines(panel, names, [*rows, *longer], points)
+    panel.set(xlabel="minutes of training on one core", xlim=0, ylim=(0.8, None))
+    panel.set(title=EXPERIMENTS["classes"].title)
     panel.set_ylabel("photographs of validation that are right")
     panel.yaxis.set_major_locator(MultipleLocator(0.02))
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    panel.grid(alpha=0.3)
     panel.legend(loc="lower right")
+    save(figure, path)
+
+
+def draw_activations(tables: Tables, path: Path) -> None:
+    """Loss in training and on validation against epochs, for each kind of data."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in EXPERIMENTS if name.startswith("activation-") and tables[name]]
+    if not names:
+        return
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
+    for name, column in zip(names, panels.T, strict=True):
+        variants = [*EXPERIMENTS[name].variants]
+        for loss, panel in zip(("train_loss", "val_loss"), column, strict=True):
+            numbers = f"{loss}_by_epoch"
+            draw_lines(
+                panel,
+                variants,
+                tables[name],
+                lambda row, numbers=numbers: (
+                    range(1, 1 + len(by_epoch(numbers, row))),
+                    by_epoch(numbers, row),
+                ),
+            )
+        column[0].set_title(EXPERIMENTS[name].title.split(": ")[1])
+        column[1].set_xlabel("epoch")
+    panels[0][0].set_ylabel("loss in training")
+    panels[1][0].set_ylabel("loss on validation")
+    panels[0][-1].legend(loc="upper right")
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 

@@ -4,9 +4,11 @@
     python benchmarks/references.py perceiver-pytorch --data-dir data/bags ...   # flags of train.py
 
 All but logistic regression are trained by the very loop of train.py, on its subsets, with its
-flags: learning rate, optimizer, augmentation and the choice of the best epoch on validation. The
-run folder holds args.json, metrics.csv and, written last, test_metrics.json, as one of train.py
-does. A stopped one starts anew.
+flags: learning rate, optimizer, augmentation and the choice of the best epoch on validation. Two
+learn from less: logistic-regression of the pixels, and middle-of-columns, which sees only where
+the image is not black: the middle between the outermost columns. `-told` models know where the
+pixels of `garments.py --permute` were. The run folder holds args.json, metrics.csv and, written
+last, test_metrics.json, as one of train.py does. A stopped one starts anew.
 
 Exit codes as train.py.
 """
@@ -16,6 +18,7 @@ import copy
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -25,11 +28,12 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/references.py`
 
+from benchmarks.evidence_models import with_mirror_image  # noqa: E402
 from benchmarks.garments import pixel_order  # noqa: E402
 from common import signals  # noqa: E402
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import write_json  # noqa: E402
-from common.program import run_program  # noqa: E402
+from common.program import UserError, run_program  # noqa: E402
 from common.workers import choose_device  # noqa: E402
 from dataset import Dataset  # noqa: E402
 from evaluation.calibration import calibrate  # noqa: E402
@@ -58,6 +62,19 @@ class SmallCNN(nn.Sequential):
         width = before * (size[0] // 8) * (size[1] // 8)
         head = nn.Linear(width, like.config["num_classes"])
         super().__init__(*layers, nn.Flatten(), nn.Dropout(0.5), head)
+
+
+class SmallCNNTold(nn.Module):
+    """Of images of `garments.py --permute`, a SmallCNN that gets each pixel where it was."""
+
+    def __init__(self, like: Perceiver, size: tuple[int, int]):
+        super().__init__()
+        places = torch.from_numpy(pixel_order(size[0] * size[1])).argsort()
+        self.register_buffer("places", places)
+        self.network = SmallCNN(like, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.flatten(2)[..., self.places].reshape(images.shape))
 
 
 class PatchTransformer(nn.Module):
@@ -134,11 +151,13 @@ class PerceiverTold(nn.Module):
 
 NETWORKS = {
     "cnn": SmallCNN,
+    "cnn-told": SmallCNNTold,
     "patch-transformer": PatchTransformer,
     "perceiver-pytorch": PerceiverPytorch,
     "perceiver-pytorch-same-weights": partial(PerceiverPytorch, own_weights=False),
     "perceiver-told": PerceiverTold,
 }
+REGRESSIONS = ("logistic-regression", "middle-of-columns")
 
 
 class Reference(Perceiver):
@@ -186,27 +205,32 @@ def fit_network(
     tested = predict(best, subsets["test"], at_a_time(args), args.amp)
     by = "file" if args.split_file else args.split
     figures = test_figures(tested, by, epoch, args.epochs, calibration)
-    return figures | {"parameters": parameters}, progress.rows
+    figures |= {"parameters": parameters}
+    if args.mirror_swap:
+        figures |= with_mirror_image(best, subsets["test"])
+    return figures, progress.rows
 
 
-def fit_logistic_regression(
-    args: argparse.Namespace, subsets: dict[str, Dataset]
+def fit_regression(
+    name: str, args: argparse.Namespace, subsets: dict[str, Dataset]
 ) -> tuple[dict, list[dict]]:
-    """On the pixels as they are, with the C of lowest cross-entropy on val; a row for each C."""
+    """On these features, with the C of lowest cross-entropy on val; a row for each C."""
     from sklearn.linear_model import LogisticRegression  # a development dependency
 
-    pixels = {name: pixels_of(subset) for name, subset in subsets.items()}
-    mean, scale = pixels["train"].mean(axis=0), pixels["train"].std()
+    features_of = {"logistic-regression": pixels_of, "middle-of-columns": middles_of}[name]
+    found = {name: features_of(subset) for name, subset in subsets.items()}
+    mean, scale = found["train"].mean(axis=0), found["train"].std() or 1.0
+    features = {name: (of_subset - mean) / scale for name, of_subset in found.items()}
     labels = {name: subset.labels.numpy() for name, subset in subsets.items()}
     rows, logits = [], {}
     for number, c in enumerate(REGULARISATIONS, start=1):
         signals.check()
         started = time.perf_counter()
         model = LogisticRegression(C=c, max_iter=300)
-        model.fit((pixels["train"] - mean) / scale, labels["train"])
-        for name in ("val", "test"):
-            found = model.predict_log_proba((pixels[name] - mean) / scale)
-            logits[number, name] = torch.from_numpy(found).float()
+        model.fit(features["train"], labels["train"])
+        for subset in ("val", "test"):
+            found = model.predict_log_proba(features[subset])
+            logits[number, subset] = torch.from_numpy(found).float()
         loss = F.cross_entropy(logits[number, "val"], subsets["val"].labels).item()
         seconds = round(time.perf_counter() - started, 2)
         rows.append({"epoch": number, "c": c, "val_loss": loss, "seconds": seconds})
@@ -223,7 +247,35 @@ def pixels_of(dataset: Dataset):
     return dataset.batch(torch.arange(len(dataset))).flatten(1).float().numpy() / 255
 
 
+def middles_of(dataset: Dataset):
+    """(n, 1) float32, in columns: middle between the outermost that are not black all over."""
+    seen = dataset.batch(torch.arange(len(dataset))).flatten(1, 2).any(dim=1).numpy()
+    outermost = seen.argmax(axis=1) + (seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1))
+    return outermost[:, None].astype("float32") / 2
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for flags of train.py that no reference follows."""
+    of_train = ["folds", "resume", "demo", "dry_run", "tensorboard", "compile"]
+    given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in of_train}
+    given["--input scan"] = args.input == "scan"
+    given["--class-weights"] = args.class_weights != "none"
+    if wrong := [flag for flag, value in given.items() if value]:
+        raise UserError(f"{wrong[0]}: for train.py alone; leave it out")
+    least = {"cnn": 8, "cnn-told": 8, "patch-transformer": 4}.get(args.reference, 1)
+    if min(args.image_size) < least:
+        raise UserError(f"--image-size: {args.reference} takes at least {least} x {least}")
+    if args.reference == "patch-transformer" and args.latent_dim % args.latent_heads:
+        heads = f"--latent-heads {args.latent_heads}"
+        raise UserError(
+            f"--latent-dim {args.latent_dim}: patch-transformer takes a multiple of {heads}"
+        )
+    if args.reference.startswith("perceiver-pytorch") and args.activation != "geglu":
+        raise UserError(f"--activation {args.activation}: perceiver-pytorch has geglu alone")
+
+
 def run(args: argparse.Namespace) -> int:
+    check_flags(args)
     args.amp = bool(args.amp)
     folder = args.output_dir = runfolder.choose_folder(args)
     subsets = read_subsets(args, read_data(args, args.classes))
@@ -231,11 +283,15 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     arguments = {name: plain(value) for name, value in vars(args).items()}
     device = runfolder.describe_device(choose_device(args.device))
-    runfolder.write_record(folder, {**runfolder.describe_run(arguments), "device": device})
-    if args.reference == "logistic-regression":
-        figures, rows = fit_logistic_regression(args, subsets)
-    else:
-        figures, rows = fit_network(args.reference, args, subsets)
+    about = {"device": device, "data": runfolder.describe_data(subsets)}
+    record = runfolder.describe_run(arguments) | about
+    is_regression = args.reference in REGRESSIONS
+    package = "scikit-learn" if is_regression else "perceiver-pytorch"
+    if is_regression or args.reference.startswith(package):
+        record["versions"][package] = version(package)
+    runfolder.write_record(folder, record)
+    fit = fit_regression if is_regression else fit_network
+    figures, rows = fit(args.reference, args, subsets)
     write_csv(folder / "metrics.csv", rows)
     write_json(folder / "test_metrics.json", figures)
     print(*describe_test(figures), sep="\n")
@@ -243,7 +299,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    names = [*NETWORKS, "logistic-regression"]
+    names = [*NETWORKS, *REGRESSIONS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reference", choices=names)
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="those of train.py")

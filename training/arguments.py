@@ -44,8 +44,10 @@ DEMO = {
     "mirror_swap": True,
 }
 
-# What --recipe changes. The first: see docs/results.md. The second is what Perceivers were trained
-# with on ImageNet: Jaegle et al. 2021, arXiv:2103.03206, appendix; and the code of Perceiver IO.
+# What --recipe changes. The first: see docs/results.md. The second is near to what Perceivers were
+# trained with on ImageNet, in far larger batches: optimizer, learning rate, weight decay and
+# clipping of Jaegle et al. 2021, arXiv:2103.03206; schedule and label smoothing of the code that
+# Perceiver IO was published with.
 RECIPES = {
     "adamw": {
         "optimizer": "adamw",
@@ -181,12 +183,12 @@ def make_parser() -> Parser:
     a_step = f"slices a step; scans, by default {OF_SCANS['batch_size']}, with --input scan"
     add("-b", "--batch-size", type=positive_int, default=64, metavar="N", help=a_step)
     add("--grad-accumulation", type=positive_int, default=1, metavar="N", help="parts of a batch")
-    named = "settings of the list below together; flags that are named still win"
+    named = "several flags at once, listed at the end; flags that are named still win"
     add("--recipe", choices=RECIPES, help=named)
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="how gradients become steps")
     add("--lr", type=positive_float, default=2e-4, metavar="X", help="learning rate")
     add("--schedule", choices=SCHEDULES, default="exponential", help=SCHEDULE)
-    factor = "factor on the learning rate, an epoch or a step"
+    factor = "factor on the learning rate, an epoch or a step, of exponential schedules"
     add("--lr-decay", type=fraction, default=0.995, metavar="X", help=factor)
     rise = "over which the learning rate rises in a line"
     add("--warmup-epochs", type=not_negative, default=0.0, metavar="X", help=rise)

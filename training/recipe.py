@@ -17,6 +17,8 @@ from training.lamb import Lamb
 
 SCHEDULES = ("exponential", "exponential-steps", "cosine", "constant-cosine")
 OPTIMIZERS = ("adam", "adamw", "lamb")
+# Learned in place of an input; positions are those of a transformer in benchmarks/references.py.
+NEVER_DECAY = ("latents", "positions")
 # What a run did before it could be told.
 BEFORE = {
     "recipe": None,
@@ -60,7 +62,10 @@ def parameter_groups(model: Perceiver, optimizer: str) -> list[list[nn.Parameter
     """
     if optimizer == "adam":
         return [list(model.parameters())]
-    decays = [p.ndim > 1 and p is not model.latents for p in model.parameters()]
+    decays = [
+        p.ndim > 1 and name.split(".")[-1] not in NEVER_DECAY
+        for name, p in model.named_parameters()
+    ]
     return [
         [p for p, does in zip(model.parameters(), decays, strict=True) if does == wanted]
         for wanted in (True, False)
@@ -92,6 +97,8 @@ def update_average(average: Perceiver, model: Perceiver, decay: float, steps: in
     decay = min(decay, (1 + steps) / (10 + steps))
     update = get_ema_multi_avg_fn(decay)
     update(list(average.parameters()), list(model.parameters()), steps)
+    for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)  # batch norm of a network in benchmarks/references.py
 
 
 class Mix(NamedTuple):

@@ -94,7 +94,7 @@ def test_spread_is_the_mean_with_the_lowest_and_the_highest():
 
 @pytest.mark.parametrize("more", [[], evidence.QUICK])
 def test_every_run_is_one_that_train_py_takes(more):
-    models = [*references.NETWORKS, "logistic-regression"]
+    models = [*references.NETWORKS, *references.REGRESSIONS]
     for experiment in EXPERIMENTS.values():
         assert set(experiment.columns) <= evidence_pages.COLUMNS.keys()
         for flags in experiment.variants.values():
@@ -106,10 +106,14 @@ def test_every_run_is_one_that_train_py_takes(more):
 
 def test_what_was_made_twice_stands_beside_what_it_was_first():
     row = {"variant": "slices", "seed": "1", "flags": "--lr 1", "slices": "8", "slices_right": "6"}
-    again = row | {"slices_right": "7"}
-    others = [row | {"seed": "2", "slices_right": "1"}, row | {"flags": "", "slices_right": "1"}]
+    row |= {"data": "d", "started": "2026-01-01"}
+    again = row | {"slices_right": "7", "started": "2026-01-02"}
+    others = [row | {"seed": "2", "slices_right": "1"}]
     text = evidence_pages.twice({"knees": [*others, row]}, {"knees": [again]})
-    assert text.splitlines()[6:] == ["| Slices or whole scans | slices | 1 | 75.0% | 87.5% |"]
+    title = "| Slices or whole scans | slices | 1 "
+    assert text.splitlines()[6:] == [f"{title}| 75.0% | 87.5% | 43.8% (12.5% to 75.0%) |"]
+    for other in (again | {"data": "e"}, again | {"flags": ""}, row):  # the last is the same run
+        assert evidence_pages.twice({"knees": [row]}, {"knees": [other]}) == ""
 
 
 def test_epochs_to_an_accuracy_count_those_that_never_reached_it():
@@ -193,8 +197,9 @@ def test_data_that_two_programs_need_is_made_once(tmp_path):
 def test_a_row_that_another_program_has_added_is_neither_lost_nor_doubled(tmp_path):
     path = tmp_path / "order.csv"
     for seed in (0, 1, 0):
-        row = {**ROW, "seed": seed, "note": "new"} if seed else {**ROW, "seed": seed}
-        evidence.add_row(path, evidence.Run("order", "slices", seed, ["--lr", "1"]), row)
+        run = evidence.Run("order", "slices", seed, ["--lr", "1"])
+        row = {**ROW, **run.made_with}
+        evidence.add_row(path, run, {**row, "note": "new"} if seed else row)
     assert [(row["seed"], row["note"]) for row in evidence.results_of(path)] == [
         ("0", ""),
         ("1", "new"),
@@ -206,7 +211,7 @@ def test_a_seed_that_is_named_twice_is_run_once():
 
 
 ROW = {"variant": "slices", "seed": "0", "flags": "--lr 1", "processor": "x", "threads": "1"}
-ROW |= {"patients": "3", "scans": "8", "scans_right": "6"}
+ROW |= {"patients": "3", "scans": "8", "scans_right": "6", "data": "phantoms"}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +220,11 @@ ROW |= {"patients": "3", "scans": "8", "scans_right": "6"}
         ({"seed": ""}, "see seed"),
         ({"patients": "nan"}, "see patients"),
         ({"scans_right": "six"}, "see scans_right"),
+        ({"scans_right": "9"}, "see scans_right"),
+        ({"scans_right": "1.5"}, "see scans_right"),
+        ({"scans": "0", "scans_right": "0"}, "see scans_right"),
+        ({"scans": ""}, "see scans_right"),
+        ({"data": ""}, "see data"),
         ({"flags": "", "processor": ""}, "see flags, processor"),
         ({"val_accuracy_by_epoch": "0.1 x"}, "see val_accuracy_by_epoch"),
     ],
@@ -226,6 +236,23 @@ def test_a_damaged_table_is_one_line(wrong, told, tmp_path, capsys):
     assert f"{tmp_path}/order.csv, line 3: no row of evidence.py, {told}; remove" in line
 
 
+def test_a_run_that_is_in_a_table_twice_is_named(tmp_path, capsys):
+    write_csv(tmp_path / "order.csv", [ROW, ROW | {"scans_right": "5"}])
+    assert evidence.main(["order", "--results", str(tmp_path), "--folder", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{tmp_path}/order.csv, lines 2 and 3: the same run twice; remove one")
+
+
+def test_a_table_that_is_whole_is_shown_also_where_nothing_can_be_run(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evidence, "SOURCE", tmp_path / "nothing")
+    runs = evidence.runs_of("permuted", [0], False)
+    write_csv(tmp_path / "permuted.csv", [ROW | run.made_with for run in runs])
+    assert evidence.main(["permuted", "--seeds", "0", "--results", str(tmp_path)]) == 0
+    assert "| small CNN, told | 1 |" in capsys.readouterr().out
+
+
 def test_columns_that_nobody_knows_are_kept_and_those_of_later_versions_may_be_missing(tmp_path):
     write_csv(tmp_path / "order.csv", [ROW | {"note": "by hand"}])
     (row,) = evidence.results_of(tmp_path / "order.csv")
@@ -233,8 +260,10 @@ def test_columns_that_nobody_knows_are_kept_and_those_of_later_versions_may_be_m
 
 
 def test_runs_of_other_settings_are_in_no_table(tmp_path):
-    flags = " ".join(EXPERIMENTS["order"].variants["slices"])
-    rows = [ROW | {"flags": flags}, ROW, ROW | {"flags": f"{flags} {' '.join(evidence.QUICK)}"}]
+    run = evidence.Run("order", "slices", 1, EXPERIMENTS["order"].variants["slices"])
+    made_with = ROW | run.made_with
+    quick = f"{made_with['flags']} {' '.join(evidence.QUICK)}"
+    rows = [made_with, ROW, made_with | {"flags": quick}, made_with | {"data": "others"}]
     write_csv(tmp_path / "order.csv", rows)
     assert evidence.current_results("order", tmp_path) == [rows[0]]
     assert evidence.current_results("order", tmp_path, quick=True) == [rows[2]]

@@ -11,6 +11,7 @@ from conftest import TINY
 
 import train
 from benchmarks import garments, references
+from dataset import Dataset
 from perceiver import Perceiver
 from training.arguments import parse_args
 
@@ -77,8 +78,42 @@ def test_a_reference_trains_on_the_train_rows_only(knees, tmp_path):
     args = parse_args(["--data-dir", str(knees), "--cache-dir", str(tmp_path), *FLAGS])
     subsets = train.read_subsets(args, train.read_data(args, None))
     subsets["train"] = replace(subsets["train"], classes=["right", "left"])
-    figures, _ = references.fit_logistic_regression(args, subsets)
+    figures, _ = references.fit_regression("logistic-regression", args, subsets)
     assert figures["slices"]["accuracy"] < 0.5
+
+
+def test_a_convolutional_network_told_the_order_of_pixels_sees_the_image_as_it_was():
+    like = Perceiver(depth=1, num_latents=8, latent_dim=32, latent_heads=2)
+    told, images = references.SmallCNNTold(like, (10, 12)).eval(), torch.randn(4, 1, 10, 12)
+    permuted = torch.from_numpy(garments.permuted(images[:, 0].numpy()))[:, None]
+    assert told(permuted).sub(told.network(images)).abs().max() < 1e-5
+
+
+def test_the_middle_of_columns_tells_where_and_not_what(tmp_path):
+    """Bright columns from 2 to 5 and 7 to 8, and an image that is black."""
+    pixels = torch.zeros(3, 1, 4, 10, dtype=torch.uint8)
+    pixels[0, :, 1, 2:6], pixels[1, :, :, 7:9] = 9, 200
+    dataset = Dataset([], pixels, torch.arange(3), [])
+    assert references.middles_of(dataset)[:, 0].tolist() == [3.5, 7.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("cnn --folds 3", "--folds: for train.py alone"),
+        ("cnn --dry-run", "--dry-run: for train.py alone"),
+        ("cnn --input scan", "--input scan: for train.py alone"),
+        ("logistic-regression --class-weights balanced", "--class-weights: for train.py alone"),
+        ("cnn-told --image-size 7 9", "cnn-told takes at least 8 x 8"),
+        ("patch-transformer --latent-dim 15", "takes a multiple of --latent-heads"),
+        ("perceiver-pytorch --activation gelu", "perceiver-pytorch has geglu alone"),
+    ],
+)
+def test_flags_that_no_reference_follows_are_refused(words, told, knees, tmp_path, capsys):
+    more = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run")]
+    assert references.main([*words.split(), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_there_is_left_alone(knees, tmp_path, capsys):

@@ -14,6 +14,7 @@ from conftest import FLAGS, assert_same_run
 from torch.optim import lr_scheduler
 
 import train
+from benchmarks import references
 from perceiver import Perceiver
 from training import recipe
 from training.arguments import DEMO, RECIPES
@@ -129,6 +130,15 @@ def test_weights_decay_and_biases_norms_and_latents_do_not():
     assert not any("norm" in names[id(p)] or "token_" in names[id(p)] for p in decaying)
 
 
+@pytest.mark.parametrize("name", references.NETWORKS)
+def test_the_same_decays_in_other_models(name):
+    like = small_model()
+    model = references.Reference(references.NETWORKS[name](like, (8, 8)), like)
+    decaying, _ = parameter_groups(model, "adamw")
+    names = [name for name, p in model.named_parameters() if any(p is q for q in decaying)]
+    assert names and all(name.endswith("weight") for name in names)
+
+
 def test_a_decay_is_decoupled_from_the_gradient():
     """Without a gradient, a step is w - lr * decay * w and nothing else."""
     args = train.parse_args("--data-dir x --optimizer adamw --weight-decay 0.5 --lr 0.1".split())
@@ -143,6 +153,13 @@ def test_a_decay_is_decoupled_from_the_gradient():
 
 
 # ---- average and mix -----------------------------------------------------------------------------
+
+
+def test_an_average_takes_what_batch_norm_has_seen():
+    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    model(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    update_average(average, model, 0.9, steps=1)
+    assert average.running_mean.equal(model.running_mean) and average.running_mean.any()
 
 
 def test_an_average_of_weights_by_hand():
