@@ -70,8 +70,8 @@ ADAMW = flags_of(make_parser(), RECIPES["adamw"]).split()
 IMAGENET = flags_of(make_parser(), RECIPES["imagenet"]).split()
 PHOTOGRAPHS = [*READER, *ADAMW]
 CLASSES = [*PHOTOGRAPHS, "--token-fraction", "0.5"]
-SIDES_EPOCHS = "40"
-SIDES = [*PHOTOGRAPHS, "--token-fraction", "0.3", "--epochs", SIDES_EPOCHS]
+SIDES = [*PHOTOGRAPHS, "--token-fraction", "0.3", "--epochs", "40"]
+LONG_SIDES = [*SIDES, "--epochs", "80"]
 LONGER = [*PHOTOGRAPHS, *"--token-fraction 0.3 --cross-heads 32 --latent-dim 96".split()]
 LONGER += "--depth 3 --epochs 60".split()
 # The experiment's model, smaller.
@@ -115,10 +115,12 @@ def activations(flags: str) -> dict[str, list[str]]:
     return {"GEGLU": of_all, "GELU": gelu, "GELU, wider: as many parameters": wider}
 
 
-def sides_of(garment: str, shift: int, augmented: bool = False) -> Experiment:
+def sides_of(
+    garment: str, shift: int, augmented: bool = False, flags: list[str] = SIDES
+) -> Experiment:
     moved = "moved so that no column tells it" if shift else "where Fashion-MNIST has them"
-    perceiver = [*SIDES, "--mirror-swap", *MORE_STEPS]
-    cnn = ["cnn", *SIDES, "--mirror-swap", *SLOWER]
+    perceiver = [*flags, "--mirror-swap", *MORE_STEPS]
+    cnn = ["cnn", *flags, "--mirror-swap", *SLOWER]
     variants = {"Perceiver": perceiver, "small CNN": cnn}
     if augmented:
         variants["Perceiver, --augment-strength 0.5"] = [*perceiver, *AUGMENT]
@@ -128,14 +130,14 @@ def sides_of(garment: str, shift: int, augmented: bool = False) -> Experiment:
     return Experiment(
         f"Sides of {garment}, {moved}",
         f"Is a photograph of {garment} as it was taken, or mirrored? Both networks have the same "
-        f"recipe, `--mirror-swap` and {SIDES_EPOCHS} epochs, the Perceiver with batches of 16.",
+        "recipe and `--mirror-swap`, the Perceiver with batches of 16.",
         sides(garment, "--shift", str(shift)),
         variants,
-        ("slices right", "with the mirror image", "parameters", "minutes"),
+        ("slices right", "with the mirror image", "parameters", "epochs", "minutes"),
     )
 
 
-def permuted_pixels(garment: str) -> Experiment:
+def permuted_pixels(garment: str, flags: list[str] = SIDES) -> Experiment:
     return Experiment(
         f"Permuted pixels: {garment}",
         f"Sides of {garment}, moved as above and trained in the same way, without `--mirror-swap`; "
@@ -144,10 +146,10 @@ def permuted_pixels(garment: str) -> Experiment:
         "what they seem: so does `train.py`.",
         sides(garment, "--shift", "2", "--permute"),
         {
-            "Perceiver, told": ["perceiver-told", *SIDES, *MORE_STEPS],
-            "Perceiver, not told": [*SIDES, *MORE_STEPS],
-            "small CNN, told": ["cnn-told", *SIDES, *SLOWER],
-            "small CNN": ["cnn", *SIDES, *SLOWER],
+            "Perceiver, told": ["perceiver-told", *flags, *MORE_STEPS],
+            "Perceiver, not told": [*flags, *MORE_STEPS],
+            "small CNN, told": ["cnn-told", *flags, *SLOWER],
+            "small CNN": ["cnn", *flags, *SLOWER],
             "logistic regression": ["logistic-regression", *PHOTOGRAPHS],
         },
         ("slices right", "epochs", "minutes"),
@@ -306,12 +308,12 @@ EXPERIMENTS = {
         0.9,
     ),
     "bags": sides_of("bags", 2, augmented=True),
-    "dresses": sides_of("dresses", 2, augmented=True),
+    "dresses": sides_of("dresses", 2, flags=LONG_SIDES),
     "boots": sides_of("boots", 2),
     "bags-in-place": sides_of("bags", 0),
     "dresses-in-place": sides_of("dresses", 0),
     "permuted": permuted_pixels("bags"),
-    "permuted-dresses": permuted_pixels("dresses"),
+    "permuted-dresses": permuted_pixels("dresses", LONG_SIDES),
     "recipe": changed(
         "What each part of the recipe gives",
         {
