@@ -40,7 +40,7 @@ from benchmarks.evidence_models import (  # noqa: E402
     with_mirror_image,
     without_order,
 )
-from benchmarks.evidence_pages import faults_of, table, write_pages  # noqa: E402
+from benchmarks.evidence_pages import faults_of, made_with, table, write_pages  # noqa: E402
 from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.garments import SOURCE  # noqa: E402
 from benchmarks.speed import processor  # noqa: E402
@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
     @property
     def made_with(self) -> dict[str, str]:
-        """What tells a row of results from those of other runs."""
+        """As `made_with` of its row."""
         data = EXPERIMENTS[self.experiment].data
         words = {"flags": self.flags, "data": [*data.command, *data.flags]}
         of_words = {name: " ".join(each) for name, each in words.items()}
@@ -124,10 +124,6 @@ def results_of(path: Path) -> list[dict]:
         if first != line:
             raise UserError(f"{path}, lines {first} and {line}: the same run twice; remove one")
     return [row.cells for row in rows]
-
-
-def made_with(row: dict) -> dict[str, str]:
-    return {name: row[name] for name in ("variant", "seed", "flags", "data")}
 
 
 def current_results(name: str, folder: Path, quick: bool = False) -> list[dict]:

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,11 @@ COLUMNS = {
 }
 # Numbers with a space between.
 BY_EPOCH = [f"{name}_by_epoch" for name in ("train_loss", "val_loss", "val_accuracy")]
+
+
+def made_with(row: dict[str, str]) -> dict[str, str]:
+    """What tells a row from those of other runs."""
+    return {name: row[name] for name in ("variant", "seed", "flags", "data")}
 
 
 def faults_of(row: dict[str, str]) -> list[str]:
@@ -124,11 +130,11 @@ def measured_on(rows: list[dict], unit: str) -> str:
 
 def epochs_to(accuracy: float, rows: list[dict]) -> str:
     """After how many epochs the accuracy on validation was first so high, of rows with epochs."""
-    name = "val_accuracy_by_epoch"
-    first, rows = [], [row for row in rows if row.get(name)]
+    first, rows = [], [row for row in rows if row.get("val_accuracy_by_epoch")]
     for row in rows:
-        values = [float(value) for value in row[name].split()]
-        first += [n for n, value in enumerate(values, start=1) if value >= accuracy][:1]
+        first += [
+            n for n, value in zip(*by_epoch("val_accuracy", row), strict=True) if value >= accuracy
+        ][:1]
     missed = len(rows) - len(first)
     never = [f"{counted(missed, 'run')} never"] if missed else []
     return "; ".join([spread(first, "{:.0f}"), *never] if first else never)
@@ -159,10 +165,10 @@ def twice(tables: Tables, again: Tables) -> str:
     lines = ["### Made twice", "", "The same runs, from scratch, and what all runs reached.", ""]
     lines += ["| experiment | variant | seed | first | again | all |"]
     lines += ["| --- | --- | --: | --- | --- | --- |"]
-    head, keys = len(lines), ("variant", "seed", "flags", "data")
+    head = len(lines)
     for name, rows in again.items():
         for row in rows:
-            alike = [each for each in tables[name] if all(each[key] == row[key] for key in keys)]
+            alike = [each for each in tables[name] if made_with(each) == made_with(row)]
             of_all = [each for each in tables[name] if each["variant"] == row["variant"]]
             column = "slices right" if row.get("slices") else "scans right"
             for before in alike:
@@ -199,8 +205,10 @@ def draw_lines(panel, names: list[str], rows: list[dict], points: Callable) -> N
     panel.grid(alpha=0.3)
 
 
-def by_epoch(name: str, row: dict) -> list[float]:
-    return [float(value) for value in row[name].split()]
+def by_epoch(name: str, row: dict) -> tuple[list[int], list[float]]:
+    """Numbers of epochs, and this value of each."""
+    values = [float(value) for value in row[f"{name}_by_epoch"].split()]
+    return [*range(1, len(values) + 1)], values
 
 
 def draw_classes(tables: Tables, path: Path) -> None:
@@ -208,21 +216,20 @@ def draw_classes(tables: Tables, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-    rows = [row for row in tables["classes"] if row.get("val_accuracy_by_epoch")]
-    names = [name for name in EXPERIMENTS["classes"].variants if name != "logistic regression"]
     longer = [row | {"variant": f"{row['variant']}, for longer"} for row in tables["classes-long"]]
-    names += dict.fromkeys(row["variant"] for row in longer)
+    rows = [row for row in tables["classes"] + longer if row.get("val_accuracy_by_epoch")]
+    names = [*dict.fromkeys(row["variant"] for row in rows)]
     if not rows:
         return
 
     def points(row: dict) -> tuple[list[float], list[float]]:
-        values = by_epoch("val_accuracy_by_epoch", row)
+        epochs, values = by_epoch("val_accuracy", row)
         minutes = float(row["seconds"]) / 60 / len(values)
-        return [minutes * n for n in range(1, len(values) + 1)], values
+        return [minutes * epoch for epoch in epochs], values
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
-    draw_lines(panel, names, [*rows, *longer], points)
+    draw_lines(panel, names, rows, points)
     panel.set(xlabel="minutes of training on one core", xlim=0, ylim=(0.8, None))
     panel.set(title=EXPERIMENTS["classes"].title)
     panel.set_ylabel("photographs of validation that are right")
@@ -244,21 +251,13 @@ def draw_activations(tables: Tables, path: Path) -> None:
     for name, column in zip(names, panels.T, strict=True):
         variants = [*EXPERIMENTS[name].variants]
         for loss, panel in zip(("train_loss", "val_loss"), column, strict=True):
-            numbers = f"{loss}_by_epoch"
-            draw_lines(
-                panel,
-                variants,
-                tables[name],
-                lambda row, numbers=numbers: (
-                    range(1, 1 + len(by_epoch(numbers, row))),
-                    by_epoch(numbers, row),
-                ),
-            )
+            draw_lines(panel, variants, tables[name], partial(by_epoch, loss))
         column[0].set_title(EXPERIMENTS[name].title.split(": ")[1])
         column[1].set_xlabel("epoch")
     panels[0][0].set_ylabel("loss in training")
     panels[1][0].set_ylabel("loss on validation")
-    panels[0][-1].legend(loc="upper right")
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(labels))
     save(figure, path)
 
 

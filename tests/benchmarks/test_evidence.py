@@ -70,6 +70,26 @@ def test_pages_are_written_between_their_marks_from_the_tables(tmp_path):
         assert (tmp_path / "docs" / "results.png").stat().st_size > 10_000
 
 
+def test_figures_show_each_variant_and_leave_out_what_has_no_epochs(tmp_path):
+    curves = {
+        "train_loss": "0.9 0.5 0.4",
+        "val_loss": "0.8 0.6 0.5",
+        "val_accuracy": "0.81 0.9 0.95",
+    }
+    epochs = {f"{name}_by_epoch": values for name, values in curves.items()} | {"seconds": "240"}
+    names = ("classes", "classes-long", "activation-bags", "activation-knees")
+    tables = {name: [] for name in EXPERIMENTS} | {
+        name: [ROW | epochs | {"variant": variant} for variant in EXPERIMENTS[name].variants]
+        for name in names
+    }
+    tables["classes"][-1] = ROW | {"variant": "logistic regression", "seconds": "3"}
+    for draw in (evidence_pages.draw_classes, evidence_pages.draw_activations):
+        draw(tables, path := tmp_path / f"{draw.__name__}.svg")
+        assert path.stat().st_size > 10_000
+        draw({name: [] for name in EXPERIMENTS}, empty := tmp_path / "empty.png")
+        assert not empty.exists()
+
+
 def test_what_a_row_says_of_a_model_is_what_its_test_said(knees, tmp_path):
     flags = [*TINY, "--mirror-swap", "--epochs", "3", "--depth", "3"]
     more = ["--data-dir", str(knees), "--output-dir", str(tmp_path)]
