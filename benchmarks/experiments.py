@@ -105,6 +105,11 @@ OF_SCANS = (
     "minutes",
 )
 
+WITHOUT_A_NETWORK = {
+    "logistic regression": ["logistic-regression", *PHOTOGRAPHS],
+    "middle of its columns": ["middle-of-columns", *PHOTOGRAPHS],
+}
+
 # ---- experiments ---------------------------------------------------------------------------------
 
 
@@ -125,19 +130,24 @@ def sides_of(
     if augmented:
         variants["Perceiver, --augment-strength 0.5"] = [*perceiver, *AUGMENT]
         variants["small CNN, --augment-strength 0.5"] = [*cnn, *AUGMENT]
-    variants["logistic regression"] = ["logistic-regression", *PHOTOGRAPHS]
-    variants["middle of its columns"] = ["middle-of-columns", *PHOTOGRAPHS]
     return Experiment(
         f"Sides of {garment}, {moved}",
         f"Is a photograph of {garment} as it was taken, or mirrored? Both networks have the same "
         "recipe and `--mirror-swap`, the Perceiver with batches of 16.",
         sides(garment, "--shift", str(shift)),
-        variants,
+        variants | WITHOUT_A_NETWORK,
         ("slices right", "with the mirror image", "parameters", "epochs", "minutes"),
     )
 
 
-def permuted_pixels(garment: str, flags: list[str] = SIDES) -> Experiment:
+def permuted_pixels(garment: str, both_ways: bool = False, flags: list[str] = SIDES) -> Experiment:
+    """both_ways: each network told the places of pixels, and not told."""
+    variants = {"Perceiver, told": ["perceiver-told", *flags, *MORE_STEPS]}
+    if both_ways:
+        variants["Perceiver, not told"] = [*flags, *MORE_STEPS]
+        variants["small CNN, told"] = ["cnn-told", *flags, *SLOWER]
+    variants["small CNN"] = ["cnn", *flags, *SLOWER]
+    variants["logistic regression"] = ["logistic-regression", *PHOTOGRAPHS]
     return Experiment(
         f"Permuted pixels: {garment}",
         f"Sides of {garment}, moved as above and trained in the same way, without `--mirror-swap`; "
@@ -145,13 +155,7 @@ def permuted_pixels(garment: str, flags: list[str] = SIDES) -> Experiment:
         "where each pixel was computes what it would of the images as they were. Not told, it "
         "takes the places for what they seem, as `train.py` does.",
         sides(garment, "--shift", "2", "--permute"),
-        {
-            "Perceiver, told": ["perceiver-told", *flags, *MORE_STEPS],
-            "Perceiver, not told": [*flags, *MORE_STEPS],
-            "small CNN, told": ["cnn-told", *flags, *SLOWER],
-            "small CNN": ["cnn", *flags, *SLOWER],
-            "logistic regression": ["logistic-regression", *PHOTOGRAPHS],
-        },
+        variants,
         ("slices right", "epochs", "minutes"),
     )
 
@@ -311,9 +315,15 @@ EXPERIMENTS = {
     "dresses": sides_of("dresses", 2, flags=LONG_SIDES),
     "boots": sides_of("boots", 2),
     "bags-in-place": sides_of("bags", 0),
-    "dresses-in-place": sides_of("dresses", 0),
-    "permuted": permuted_pixels("bags"),
-    "permuted-dresses": permuted_pixels("dresses", LONG_SIDES),
+    "dresses-in-place": Experiment(
+        "Sides of dresses, where Fashion-MNIST has them",
+        "What tells sides without looking at the garment: no network was trained on these.",
+        sides("dresses", "--shift", "0"),
+        WITHOUT_A_NETWORK,
+        ("slices right", "minutes"),
+    ),
+    "permuted": permuted_pixels("bags", both_ways=True),
+    "permuted-dresses": permuted_pixels("dresses", flags=LONG_SIDES),
     "recipe": changed(
         "What each part of the recipe gives",
         {
