@@ -23,7 +23,8 @@ def open_tested(folder: Path) -> tuple[Perceiver, Dataset]:
     listing = list_labelled(Path(arguments["data_dir"]), arguments["classes"])
     size = model.preprocessing["image_size"]
     dataset = load_dataset(listing, size, ROOT / "cache", scan_length=length)
-    return model, split(dataset, split_file=folder / "split.csv")["test"]
+    by = arguments["split"]  # "scan" where a leak is shown
+    return model, split(dataset, by, split_file=folder / "split.csv")["test"]
 
 
 def without_order(model: Perceiver, test: Dataset) -> dict:

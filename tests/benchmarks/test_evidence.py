@@ -50,6 +50,13 @@ def test_each_run_is_made_once_and_a_killed_one_goes_on(tmp_path, monkeypatch, c
     assert [[row[k] for k in measured] for row in again] == [[r[k] for k in measured] for r in rows]
 
 
+def test_a_run_that_shows_a_leak_is_measured_though_its_split_leaks(tmp_path):
+    flags = ["leak", "--quick", "--seeds", "0", "--folder", str(tmp_path / "work")]
+    assert evidence.main([*flags, "--results", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path / "leak.csv")
+    assert [bool(row["mirrored_right"]) for row in rows] == [True, True]
+
+
 def test_pages_are_written_between_their_marks_from_the_tables(tmp_path):
     """The pages of this project, again from its tables: nothing in them is typed by hand."""
     pages = ["README.md", "docs/results.md"]
