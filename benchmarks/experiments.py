@@ -83,6 +83,7 @@ FEW = "11000"  # so many photographs of training and of test
 
 PIXELS = ["--image-size", "38", "43"]
 PLAIN = [*TINY, "--no-augment", "--no-mirror-swap"]
+FIFTHS = "--val-fraction 0.2 --test-fraction 0.2".split()
 DECAYED = [*TINY, *"--lr 2e-4 --lr-decay 0.995 --epochs 20".split()]
 STUDIED = [*CLASSES, "--epochs", "10"]
 SLOWER, MORE_STEPS = ["--lr", "1e-3"], ["--lr", "1e-3", "-b", "16"]
@@ -118,6 +119,20 @@ def activations(flags: str) -> dict[str, list[str]]:
     gelu = [*of_all, "--activation", "gelu"]
     wider = [*gelu, "--latent-dim", "76"]
     return {"GEGLU": of_all, "GELU": gelu, "GELU, wider: as many parameters": wider}
+
+
+def kept_whole_or_not(patients: str, data: Data, flags: list[str]) -> Experiment:
+    return Experiment(
+        f"Patients kept whole, or not: {patients}",
+        "Synthetic knees and a small model without augmentation, tested on patients that it never "
+        "saw, and on other scans of patients that it was trained on (`--split scan`).",
+        data,
+        {
+            "patients kept whole": flags,
+            "scans split: leaks patients": [*flags, "--split", "scan"],
+        },
+        ("slices right", "scans right", "minutes"),
+    )
 
 
 def sides_of(
@@ -231,13 +246,11 @@ EXPERIMENTS = {
             "minutes",
         ),
     ),
-    "leak": Experiment(
-        "Patients kept whole, or not",
-        "The same synthetic knees and a small model without augmentation, tested on patients that "
-        "it never saw, and on other scans of patients that it was trained on (`--split scan`).",
-        phantoms("--seed", "1"),
-        {"patients kept whole": PLAIN, "scans split: leaks patients": [*PLAIN, "--split", "scan"]},
-        ("slices right", "scans right", "minutes"),
+    "leak": kept_whole_or_not("101 patients", phantoms("--seed", "1"), PLAIN),
+    "leak-few": kept_whole_or_not(
+        "12 patients",
+        phantoms("--patients", "12", "--seed", "1"),
+        [*PLAIN, *"-b 16 --lr-decay 0.95 --epochs 20".split(), *FIFTHS],
     ),
     "decay": Experiment(
         "Learning rate lower after each epoch, or each step",
