@@ -83,7 +83,6 @@ FEW = "11000"  # so many photographs of training and of test
 
 PIXELS = ["--image-size", "38", "43"]
 PLAIN = [*TINY, "--no-augment", "--no-mirror-swap"]
-FIFTHS = "--val-fraction 0.2 --test-fraction 0.2".split()
 DECAYED = [*TINY, *"--lr 2e-4 --lr-decay 0.995 --epochs 20".split()]
 STUDIED = [*CLASSES, "--epochs", "10"]
 SLOWER, MORE_STEPS = ["--lr", "1e-3"], ["--lr", "1e-3", "-b", "16"]
@@ -119,20 +118,6 @@ def activations(flags: str) -> dict[str, list[str]]:
     gelu = [*of_all, "--activation", "gelu"]
     wider = [*gelu, "--latent-dim", "76"]
     return {"GEGLU": of_all, "GELU": gelu, "GELU, wider: as many parameters": wider}
-
-
-def kept_whole_or_not(patients: str, data: Data, flags: list[str]) -> Experiment:
-    return Experiment(
-        f"Patients kept whole, or not: {patients}",
-        "Synthetic knees and a small model without augmentation, tested on patients that it never "
-        "saw, and on other scans of patients that it was trained on (`--split scan`).",
-        data,
-        {
-            "patients kept whole": flags,
-            "scans split: leaks patients": [*flags, "--split", "scan"],
-        },
-        ("slices right", "scans right", "minutes"),
-    )
 
 
 def sides_of(
@@ -246,11 +231,18 @@ EXPERIMENTS = {
             "minutes",
         ),
     ),
-    "leak": kept_whole_or_not("101 patients", phantoms("--seed", "1"), PLAIN),
-    "leak-few": kept_whole_or_not(
-        "12 patients",
-        phantoms("--patients", "12", "--seed", "1"),
-        [*PLAIN, *"-b 16 --lr-decay 0.95 --epochs 20".split(), *FIFTHS],
+    "leak": Experiment(
+        "Patients kept whole, or scans cut as in the experiment",
+        "The same synthetic knees and a small model without augmentation. `--split scan` cuts each "
+        "class's sorted list of scans, for all seeds alike. There the scans of a patient follow "
+        "each other: no tested patient was trained on, and only five are in two subsets. So this "
+        "is no measure of how much a leak flatters: that was not measured.",
+        phantoms("--seed", "1"),
+        {
+            "patients kept whole": PLAIN,
+            "scans cut as in the experiment": [*PLAIN, "--split", "scan"],
+        },
+        ("slices right", "scans right", "minutes"),
     ),
     "decay": Experiment(
         "Learning rate lower after each epoch, or each step",
