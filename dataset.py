@@ -246,10 +246,9 @@ def split_as_told(
     dataset: Dataset, args: argparse.Namespace, pairs: copies.Pairs, split_file: Path | None = None
 ) -> dict[str, Dataset]:
     """`split` by the flags of `add_data_arguments`, or by another split file, such as a run's."""
-    by = "scan" if args.split == "scan" and not args.split_file else "patient"
     fractions = args.val_fraction, args.test_fraction
     table, fold = (split_file, None) if split_file else (args.split_file, args.fold)
-    return split(dataset, by, *fractions, args.seed, table, pairs, fold)
+    return split(dataset, args.split, *fractions, args.seed, table, pairs, fold)
 
 
 def subset_of_scans(subsets: dict[str, Dataset]) -> dict[str, str]:

@@ -157,6 +157,11 @@ def read_subsets(args: argparse.Namespace, data: Data) -> dict[str, Dataset]:
     return subsets
 
 
+def split_of(args: argparse.Namespace) -> str:
+    """ "scan" where patients may straddle subsets; else "file", of a table, or "patient"."""
+    return "file" if args.split == "patient" and args.split_file else args.split
+
+
 def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
     """A model for these classes and slices, with random weights that follow from the seed."""
     torch.manual_seed(args.seed % 2**63)
@@ -193,8 +198,7 @@ def test_best(run: Run, subsets: dict[str, Dataset], args: argparse.Namespace) -
     save_calibration(path, model, calibration)
     predictions = predict(model, subsets["test"], at_a_time(args), args.amp)
     epoch = len(read_checkpoint(path)["progress"]["rows"])
-    by = "file" if args.split_file else args.split
-    metrics = test_figures(predictions, by, epoch, len(run.progress.rows), calibration)
+    metrics = test_figures(predictions, split_of(args), epoch, len(run.progress.rows), calibration)
     if rank() == 0:
         write_report(run.folder, predictions, metrics)
     return metrics

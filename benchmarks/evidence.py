@@ -156,8 +156,8 @@ def make_data(folder: Path, data: Data, quick: bool) -> Path:
     return path
 
 
-def placed(words: list[str], data: Path) -> list[str]:
-    return [word.replace("{data}", str(data)) for word in words]
+def placed(words: list[str], data: Path, seed: int = 0) -> list[str]:
+    return [word.replace("{data}", str(data)).replace("{seed}", str(seed)) for word in words]
 
 
 def call(
@@ -202,8 +202,8 @@ def train(run: Run, data: Path, folder: Path, threads: int | None) -> None:
         call([*program, "--resume", str(folder)], log=log, threads=threads)
     elif not (is_reference and (folder / "test_metrics.json").exists()):
         (folder / "metrics.csv").unlink(missing_ok=True)  # of a reference killed before its end
-        more = [*placed(EXPERIMENTS[run.experiment].data.flags, data), "--seed", str(run.seed)]
-        words = [*run.flags, *more, "--output-dir", str(folder)]
+        words = placed([*run.flags, *EXPERIMENTS[run.experiment].data.flags], data, run.seed)
+        words += ["--seed", str(run.seed), "--output-dir", str(folder)]
         call([*program, *words], log=log, threads=threads)
 
 

@@ -10,7 +10,10 @@ from training.arguments import DEMO, RECIPES, flags_of, make_parser
 
 
 class Data(NamedTuple):
-    """What an experiment is made with. {data} in a word stands for its folder."""
+    """What an experiment is made with.
+
+    {data} in a word, or in a flag of a variant, stands for its folder, and {seed} for the run's.
+    """
 
     command: list[str]  # what writes it
     flags: list[str]  # of each run
@@ -83,6 +86,7 @@ FEW = "11000"  # so many photographs of training and of test
 
 PIXELS = ["--image-size", "38", "43"]
 PLAIN = [*TINY, "--no-augment", "--no-mirror-swap"]
+FEW_PATIENTS = [*PLAIN, *"-b 16 --lr-decay 0.95 --epochs 20".split()]
 DECAYED = [*TINY, *"--lr 2e-4 --lr-decay 0.995 --epochs 20".split()]
 STUDIED = [*CLASSES, "--epochs", "10"]
 SLOWER, MORE_STEPS = ["--lr", "1e-3"], ["--lr", "1e-3", "-b", "16"]
@@ -157,6 +161,23 @@ def permuted_pixels(garment: str, both_ways: bool = False, flags: list[str] = SI
         sides(garment, "--shift", "2", "--permute"),
         variants,
         ("slices right", "epochs", "minutes"),
+    )
+
+
+def known_patients(patients: str, flags: list[str]) -> Experiment:
+    command = ["benchmarks/known_patients.py", "{data}", "--patients", patients, "--seed", "1"]
+    known = ["--split-file", "{data}/known-{seed}.csv", "--split", "scan"]
+    return Experiment(
+        f"How much a leak flatters: {patients} patients",
+        "Synthetic knees and a small model without augmentation. Both rows test the same scans. "
+        "Those trained on are of other patients; or some, each with its side, are other scans of "
+        "the tested patients, in the place of as many (`benchmarks/known_patients.py`).",
+        Data(command, ["--data-dir", "{data}"], ["--patients", "10"]),
+        {
+            "no tested patient known": [*flags, "--split-file", "{data}/unknown-{seed}.csv"],
+            "all tested patients known": [*flags, *known],
+        },
+        ("slices right", "scans right", "validation loss", "minutes"),
     )
 
 
@@ -236,7 +257,7 @@ EXPERIMENTS = {
         "The same synthetic knees and a small model without augmentation. `--split scan` cuts each "
         "class's sorted list of scans, for all seeds alike. There the scans of a patient follow "
         "each other: no tested patient was trained on, and only five are in two subsets. So this "
-        "is no measure of how much a leak flatters: that was not measured.",
+        "is no measure of how much a leak flatters: that is in the next tables, made later.",
         phantoms("--seed", "1"),
         {
             "patients kept whole": PLAIN,
@@ -244,6 +265,8 @@ EXPERIMENTS = {
         },
         ("slices right", "scans right", "minutes"),
     ),
+    "known-patients": known_patients("101", PLAIN),
+    "known-patients-few": known_patients("24", FEW_PATIENTS),
     "decay": Experiment(
         "Learning rate lower after each epoch, or each step",
         "The same small model with Adam 2e-4 for 20 epochs, as in the experiment, whose program "

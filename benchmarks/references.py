@@ -40,7 +40,7 @@ from evaluation.calibration import calibrate  # noqa: E402
 from evaluation.predictions import Predictions, predict  # noqa: E402
 from evaluation.report import describe_test, test_figures  # noqa: E402
 from perceiver import Perceiver, fourier_positions  # noqa: E402
-from train import new_model, read_data, read_subsets  # noqa: E402
+from train import new_model, read_data, read_subsets, split_of  # noqa: E402
 from training import runfolder  # noqa: E402
 from training.arguments import parse_args  # noqa: E402
 from training.epoch import Progress, at_a_time, train_one_epoch, validate  # noqa: E402
@@ -203,8 +203,7 @@ def fit_network(
     calibration = calibrate(predict(best, subsets["val"], at_a_time(args), args.amp))
     best.calibration = {"temperature": calibration.temperature}
     tested = predict(best, subsets["test"], at_a_time(args), args.amp)
-    by = "file" if args.split_file else args.split
-    figures = test_figures(tested, by, epoch, args.epochs, calibration)
+    figures = test_figures(tested, split_of(args), epoch, args.epochs, calibration)
     figures |= {"parameters": parameters}
     if args.mirror_swap:
         figures |= with_mirror_image(best, subsets["test"])
@@ -238,8 +237,7 @@ def fit_regression(
     epoch = min(rows, key=lambda row: row["val_loss"])["epoch"]
     calibration = calibrate(Predictions(subsets["val"], logits[epoch, "val"]))
     tested = Predictions(subsets["test"], logits[epoch, "test"], calibration.temperature)
-    by = "file" if args.split_file else args.split
-    return test_figures(tested, by, epoch, len(rows), calibration), rows
+    return test_figures(tested, split_of(args), epoch, len(rows), calibration), rows
 
 
 def pixels_of(dataset: Dataset):

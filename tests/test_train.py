@@ -145,11 +145,14 @@ def test_leaking_split_file_is_refused_with_the_patients_name(knees, tmp_path, c
     scans = by_scan(list_labelled(knees).slices)
     subset_of = {name: "test" if "LEFT" in name else "train" for name in scans}
     subset_of[next(iter(scans))] = "val"
+    subset_of[next(name for name in reversed(scans) if "LEFT" in name)] = "train"
     split_tables.write_split(tmp_path / "leak.csv", scans, subset_of)
     arguments = ["--data-dir", str(knees), "--split-file", str(tmp_path / "leak.csv"), *TINY]
     assert train.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 2
     assert "OAI9000003 (test, train)" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    assert train.main([*arguments, "--split", "scan", "--dry-run"]) == 0
+    assert "7 patients in more than one subset" in capsys.readouterr().out
 
 
 def test_scan_split_says_that_patients_straddle(knees, tmp_path, capsys):
