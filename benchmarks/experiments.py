@@ -76,7 +76,7 @@ CLASSES = [*PHOTOGRAPHS, "--token-fraction", "0.5"]
 SIDES = [*PHOTOGRAPHS, "--token-fraction", "0.3", "--epochs", "40"]
 LONG_SIDES = [*SIDES, "--epochs", "80"]
 LONGER = [*PHOTOGRAPHS, *"--token-fraction 0.3 --cross-heads 32 --latent-dim 96".split()]
-LONGER += "--depth 3 --epochs 60".split()
+LONGER += "--depth 3 --epochs 40".split()
 # The experiment's model, smaller.
 SCALED = (
     "--num-latents 32 --latent-dim 64 --depth 4 --cross-heads 1 --latent-heads 4 "
