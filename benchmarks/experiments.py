@@ -169,13 +169,13 @@ def known_patients(patients: str, flags: list[str]) -> Experiment:
     known = ["--split-file", "{data}/known-{seed}.csv", "--split", "scan"]
     return Experiment(
         f"How much a leak flatters: {patients} patients",
-        "Synthetic knees and a small model without augmentation. Both rows test the same scans. "
-        "Those trained on are of other patients; or some, each with its side, are other scans of "
-        "the tested patients, in the place of as many (`benchmarks/known_patients.py`).",
+        "Synthetic knees and a small model without augmentation. Both rows test the same scans "
+        "and are trained on about as many: the first on scans of other patients alone, the second "
+        "also on another scan or more of each tested knee (`benchmarks/known_patients.py`).",
         Data(command, ["--data-dir", "{data}"], ["--patients", "10"]),
         {
-            "no tested patient known": [*flags, "--split-file", "{data}/unknown-{seed}.csv"],
-            "all tested patients known": [*flags, *known],
+            "tested patients unknown": [*flags, "--split-file", "{data}/unknown-{seed}.csv"],
+            "each tested knee known": [*flags, *known],
         },
         ("slices right", "scans right", "validation loss", "minutes"),
     )

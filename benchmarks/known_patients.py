@@ -5,8 +5,8 @@
     python train.py --data-dir knees --split-file knees/known-0.csv --split scan
 
 For each seed patients are put into five folds: one is tested, one chooses the epoch, and two are
-trained on. Of the tested patients' scans, every other one of each side is tested; beside the two
-folds, `known` trains on the rest of them, and `unknown` as much on those of the fifth fold.
+trained on. Of each knee of several scans in the tested fold, every other scan is tested, and
+`known` trains on the rest, beside the two folds; `unknown` on as large a part of the fifth fold.
 
 Exit codes: 0 done, 2 bad arguments, or a folder that is not empty.
 """
@@ -36,19 +36,19 @@ def write_tables(folder: Path, seed: int) -> None:
     of_knee = defaultdict(list)
     for name, slices in scans.items():
         of_knee[slices[0].patient, slices[0].label].append(name)
-    others = {name for names in of_knee.values() for name in names[1::2]}
-    for name, trained in (("known", TESTED), ("unknown", EXCHANGED)):
-        subset_of = {scan: subset(fold_of[scan], scan in others, trained) for scan in scans}
+    several = [names for names in of_knee.values() if len(names) > 1]
+    tested = {scan for names in several for scan in names[::2] if fold_of[scan] == TESTED}
+    for name, fold in (("known", TESTED), ("unknown", EXCHANGED)):
+        more = {scan for names in several for scan in names[1::2] if fold_of[scan] == fold}
+        subset_of = dict.fromkeys(scans, splits.NONE)
+        for scan in scans:
+            if fold_of[scan] == CHOOSING:
+                subset_of[scan] = "val"
+            elif fold_of[scan] not in (TESTED, EXCHANGED) or scan in more:
+                subset_of[scan] = "train"
+            elif scan in tested:
+                subset_of[scan] = "test"
         split_tables.write_split(folder / f"{name}-{seed}.csv", scans, subset_of)
-
-
-def subset(fold: int, is_other: bool, trained: int) -> str:
-    """Of a scan; of this fold, and of all after EXCHANGED, the others are trained on."""
-    if fold not in (TESTED, EXCHANGED):
-        return "val" if fold == CHOOSING else "train"
-    if is_other:
-        return "train" if fold == trained else splits.NONE
-    return "test" if fold == TESTED else splits.NONE
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

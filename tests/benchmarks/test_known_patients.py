@@ -12,18 +12,16 @@ def test_both_tables_test_the_same_scans_and_train_on_as_many_of_as_many_patient
             for visit in range(1 + patient % 3):
                 write_scan(tmp_path, patient, side, slices=1, hash=visit)
     write_tables(tmp_path, 3)
-    tested, trained, patients = {}, {}, {}
+    scans, knees, patients = {}, {}, {}
     for name in ("known", "unknown"):
-        rows = rows_of(tmp_path / f"{name}-3.csv")
-        of = {subset: [r for r in rows if r["subset"] == subset] for subset in ("train", "test")}
-        tested[name] = {row["scan"] for row in of["test"]}
-        trained[name] = {row["scan"] for row in of["train"]}
-        patients[name] = {row["patient"] for row in of["train"]}
-        tested_patients = {row["patient"] for row in of["test"]}
-        if name == "unknown":
-            assert not tested_patients & patients[name]
-    several = {row["patient"] for row in rows if row["scan"].count("_00001_")} & tested_patients
-    assert several and several <= patients["known"]
-    assert tested["known"] == tested["unknown"] and not tested["known"] & trained["known"]
-    counts = [len(trained["known"]), len(trained["unknown"])]
-    assert max(counts) - min(counts) <= 4 and len(trained["known"] & trained["unknown"]) > 20
+        for subset in ("train", "test"):
+            rows = [r for r in rows_of(tmp_path / f"{name}-3.csv") if r["subset"] == subset]
+            scans[name, subset] = {row["scan"] for row in rows}
+            knees[name, subset] = {(row["patient"], row["label"]) for row in rows}
+            patients[name, subset] = {row["patient"] for row in rows}
+    assert knees["known", "test"] <= knees["known", "train"]
+    assert not patients["unknown", "test"] & patients["unknown", "train"]
+    assert scans["known", "test"] == scans["unknown", "test"]
+    assert scans["known", "test"] and not scans["known", "test"] & scans["known", "train"]
+    known, unknown = scans["known", "train"], scans["unknown", "train"]
+    assert abs(len(known) - len(unknown)) <= 4 and len(known & unknown) > 20
