@@ -148,7 +148,7 @@ def read_subsets(args: argparse.Namespace, data: Data) -> dict[str, Dataset]:
     scans = by_scan(data.dataset.slices)
     if leaks := splits.straddling_patients(scans, subset_of_scans(subsets)):
         found = counted(len(leaks), "patient")
-        say(f"warning: {found} in more than one subset (--split scan): the accuracy is too good")
+        say(f"warning: {found} in more than one subset (--split scan): accuracy may be too good")
     if args.mirror_swap and args.input == "scan":
         because = "as it was begun" if args.resume else "--mirrored says so"
         if not args.mirrored:

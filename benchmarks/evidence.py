@@ -363,12 +363,30 @@ def cancel_after_failure(done: Future, waiting: list[Future]) -> None:
             future.cancel()
 
 
+def check_pixels(tables: dict[str, list[dict]]) -> None:
+    """Raise UserError if rows of the same data, read in the same way, are of other pixels."""
+    found = {}
+    for name, rows in tables.items():
+        for row in rows:
+            if not row.get("crc32"):  # an older one
+                continue
+            sizes = re.findall(r"--image-size (\d+ \d+)", row["flags"])
+            read = row["data"], *sizes[-1:], "--input scan" in row["flags"]
+            if found.setdefault(read, row["crc32"]) != row["crc32"]:
+                which = f"{row['variant']}, seed {row['seed']}"
+                raise UserError(
+                    f"{name}.csv: the pixels of {which} are not those of other runs; remove the "
+                    "older rows, their run folders and their data, and make them again"
+                )
+
+
 def write_docs(folder: Path) -> None:
     """Raises UserError if there is no table."""
     first, again = (
         {name: current_results(name, each) for name in EXPERIMENTS}
         for each in (folder, folder / "again")
     )
+    check_pixels(first)
     if not any(first.values()):
         raise UserError(f"{folder}: no tables of these experiments; name others with --results")
     write_pages(first, again)

@@ -53,7 +53,7 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/garments.py`
 
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402
-from common.program import positive_int, run_program, whole_number  # noqa: E402
+from common.program import number_of, positive_int, run_program  # noqa: E402
 from dataset import list_slices  # noqa: E402
 from scans.copies import find_copies  # noqa: E402
 from scans.slices import DataError, by_scan  # noqa: E402
@@ -247,6 +247,11 @@ def copies_between_subsets(images: np.ndarray, subsets: list[str]) -> set[int]:
 # ---- program -------------------------------------------------------------------------------------
 
 
+def pixels(text: str) -> int:
+    """Raises ArgumentTypeError: more would move a garment out of its photograph."""
+    return number_of(int, text, "a whole number from 0 to 13", lambda value: 0 <= value <= 13)
+
+
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -256,7 +261,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("directory", type=Path, metavar="DIR", help="a new or empty folder")
     command.add_argument("--garment", choices=GARMENTS, required=True)
     at_most = "move each photograph by up to so many pixels; no side is favoured"
-    command.add_argument("--shift", type=whole_number, default=0, metavar="N", help=at_most)
+    command.add_argument("--shift", type=pixels, default=0, metavar="N", help=at_most)
     command.add_argument("--limit", type=positive_int, metavar="N", help="of its photographs")
     command.add_argument("--source", type=Path, default=SOURCE, help="default: %(default)s")
     command.add_argument("--permute", action="store_true", help="all pixels, in all images alike")

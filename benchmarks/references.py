@@ -6,9 +6,9 @@
 All but logistic regression are trained by the very loop of train.py, on its subsets, with its
 flags: learning rate, optimizer, augmentation and the choice of the best epoch on validation. Two
 learn from less: logistic-regression of the pixels, and middle-of-columns, which sees only where
-the image is not black: the middle between the outermost columns. `-told` models know where the
-pixels of `garments.py --permute` were. The run folder holds args.json, metrics.csv and, written
-last, test_metrics.json, as one of train.py does. A stopped one starts anew.
+the image is not black: the middle between the outermost columns. Models with `-places-known` know
+where the pixels of `garments.py --permute` were. The run folder holds args.json, metrics.csv and,
+written last, test_metrics.json, as one of train.py does. A stopped one starts anew.
 
 Exit codes as train.py.
 """
@@ -64,7 +64,7 @@ class SmallCNN(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Dropout(0.5), head)
 
 
-class SmallCNNTold(nn.Module):
+class SmallCNNPlacesKnown(nn.Module):
     """Of images of `garments.py --permute`, a SmallCNN that gets each pixel where it was."""
 
     def __init__(self, like: Perceiver, size: tuple[int, int]):
@@ -126,8 +126,8 @@ class PerceiverPytorch(nn.Module):
         return self.peer(images.movedim(1, -1))
 
 
-class PerceiverTold(nn.Module):
-    """Of images of `garments.py --permute`, a Perceiver that is told where each pixel was.
+class PerceiverPlacesKnown(nn.Module):
+    """Of images of `garments.py --permute`, a Perceiver whose positions are where each pixel was.
 
     The configuration and first weights are those of train.py; channels after the first hold the
     positions, in the order of the pixels.
@@ -151,11 +151,11 @@ class PerceiverTold(nn.Module):
 
 NETWORKS = {
     "cnn": SmallCNN,
-    "cnn-told": SmallCNNTold,
+    "cnn-places-known": SmallCNNPlacesKnown,
     "patch-transformer": PatchTransformer,
     "perceiver-pytorch": PerceiverPytorch,
     "perceiver-pytorch-same-weights": partial(PerceiverPytorch, own_weights=False),
-    "perceiver-told": PerceiverTold,
+    "perceiver-places-known": PerceiverPlacesKnown,
 }
 REGRESSIONS = ("logistic-regression", "middle-of-columns")
 
@@ -171,9 +171,8 @@ class Reference(Perceiver):
         self.network = network
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        if isinstance(self.network, PerceiverTold):  # what others read has no --token-fraction
-            return self.network(x, kept)
-        return self.network(x)
+        follows = isinstance(self.network, PerceiverPlacesKnown)  # --token-fraction
+        return self.network(x, kept) if follows else self.network(x)
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -254,13 +253,13 @@ def middles_of(dataset: Dataset):
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError for flags of train.py that no reference follows."""
-    of_train = ["folds", "resume", "demo", "dry_run", "tensorboard", "compile"]
+    of_train = "folds resume demo dry_run tensorboard compile save_every_steps".split()
     given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in of_train}
     given["--input scan"] = args.input == "scan"
     given["--class-weights"] = args.class_weights != "none"
     if wrong := [flag for flag, value in given.items() if value]:
         raise UserError(f"{wrong[0]}: for train.py alone; leave it out")
-    least = {"cnn": 8, "cnn-told": 8, "patch-transformer": 4}.get(args.reference, 1)
+    least = {"cnn": 8, "cnn-places-known": 8, "patch-transformer": 4}.get(args.reference, 1)
     if min(args.image_size) < least:
         raise UserError(f"--image-size: {args.reference} takes at least {least} x {least}")
     if args.reference == "patch-transformer" and args.latent_dim % args.latent_heads:

@@ -166,7 +166,7 @@ def split_by_scan(
 ) -> dict[str, str]:
     """The experiment's own split: each class's sorted list of scans is cut in three.
 
-    Patients straddle the subsets, so accuracies on it are too good; it is here to repeat the
+    Patients may straddle the subsets, and an accuracy be too good; it is here to repeat the
     experiment. Without fractions each side holds out the experiment's shares: of 264 right scans
     33 + 33, of 191 left ones 20 + 20; other classes an eighth.
 

@@ -87,7 +87,7 @@ SCHEDULE = (
 )
 DECAY = "of weights, not of biases, norms and latents, with --optimizer adamw or lamb"
 MIXUP = "mix samples of a batch, in shares from Beta(ALPHA, ALPHA)"
-EMA = "test an average of the weights, of which each step keeps this share, such as 0.999"
+EMA = "test an average of the weights; each step keeps at most this share of it, such as 0.999"
 TOKEN_FRACTION = "share of the tokens that a training step reads; evaluation reads all"
 
 # Arguments of Perceiver. The number of channels, axes and classes follow from the data, and slices

@@ -19,7 +19,7 @@ SCHEDULES = ("exponential", "exponential-steps", "cosine", "constant-cosine")
 OPTIMIZERS = ("adam", "adamw", "lamb")
 # Learned in place of an input; positions are those of a transformer in benchmarks/references.py.
 NEVER_DECAY = ("latents", "positions")
-# What a run did before it could be told.
+# What a run did before it had these arguments.
 BEFORE = {
     "recipe": None,
     "optimizer": "adam",

@@ -18,6 +18,7 @@ from benchmarks import evidence, evidence_pages, references
 from benchmarks.experiments import EXPERIMENTS, phantoms
 from common.csv_tables import write_csv
 from common.files import locked
+from common.program import UserError
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -63,9 +64,11 @@ def test_pages_are_written_between_their_marks_from_the_tables(tmp_path):
     (tmp_path / "docs").mkdir()
     for page in pages:
         text = (evidence.ROOT / page).read_text()
-        begin, end = evidence_pages.MARKS
-        before, rest = text.split(begin)
-        (tmp_path / page).write_text(f"{before}{begin}\nold\n{end}{rest.split(end)[1]}")
+        for begin, end in (evidence_pages.MARKS, evidence_pages.AIM_MARKS):
+            if begin in text:
+                before, rest = text.split(begin)
+                text = f"{before}{begin}\nold\n{end}{rest.split(end)[1]}"
+        (tmp_path / page).write_text(text)
     tables, again = (
         {name: evidence.current_results(name, folder) for name in EXPERIMENTS}
         for folder in (evidence.RESULTS, evidence.RESULTS / "again")
@@ -141,6 +144,34 @@ def test_what_was_made_twice_stands_beside_what_it_was_first():
     assert text.splitlines()[6:] == [f"{title}| 75.0% | 87.5% | 43.8% (12.5% to 75.0%) |"]
     for other in (again | {"data": "e"}, again | {"flags": ""}, row):  # the last is the same run
         assert evidence_pages.twice({"knees": [row]}, {"knees": [other]}) == ""
+
+
+def test_aims_are_reached_or_missed_by_the_means_of_runs():
+    tables = {name: [] for name in EXPERIMENTS}
+    right = {"Perceiver": (75, 79), "small CNN": (80, 81), "perceiver-pytorch": (70, 76)}
+    for name in ("bags", "classes"):
+        tables[name] = [
+            ROW | {"variant": variant, "slices": "100", "slices_right": str(count)}
+            for variant, counts in right.items()
+            for count in counts
+        ]
+    lines = evidence_pages.aims_table(tables).splitlines()[2:]
+    assert lines == [
+        "| ten classes, 20 minutes | 88.00% | 77.00% | **no** |",
+        "| ten classes | 3.0 points ahead of perceiver-pytorch | "
+        "4.0 points ahead of perceiver-pytorch | yes |",
+        "| bags |  | 3.5 points behind small CNN |  |",
+    ]
+
+
+def test_rows_of_other_pixels_are_no_table(tmp_path):
+    rows = [
+        ROW | {"seed": str(seed), "crc32": crc32} for seed, crc32 in enumerate(("", "7", "", "7"))
+    ]
+    evidence.check_pixels({"order": rows})
+    rows.append(ROW | {"seed": "4", "crc32": "8"})
+    with pytest.raises(UserError, match="the pixels of slices, seed 4 are not those"):
+        evidence.check_pixels({"order": rows})
 
 
 def test_epochs_to_an_accuracy_count_those_that_never_reached_it():
@@ -277,7 +308,7 @@ def test_a_table_that_is_whole_is_shown_also_where_nothing_can_be_run(
     runs = evidence.runs_of("permuted", [0], False)
     write_csv(tmp_path / "permuted.csv", [ROW | run.made_with for run in runs])
     assert evidence.main(["permuted", "--seeds", "0", "--results", str(tmp_path)]) == 0
-    assert "| small CNN, told | 1 |" in capsys.readouterr().out
+    assert "| small CNN, places known | 1 |" in capsys.readouterr().out
 
 
 def test_columns_that_nobody_knows_are_kept_and_those_of_later_versions_may_be_missing(tmp_path):

@@ -308,3 +308,12 @@ def test_photographs_that_are_there_twice_are_in_one_subset_only(tmp_path):
     assert len(subset_of) == 238 and subset_of["Bag/00119"] == "val"
     assert not {"Bag/00003", "Bag/00005"} & subset_of.keys()
     assert not (tmp_path / "new" / "Bag" / "00003.png").exists()
+
+
+@pytest.mark.parametrize("shift", ["-1", "14", "x"])
+def test_a_shift_out_of_the_photograph_is_one_line(shift, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        garments.main(["build", str(tmp_path / "d"), "--garment", "bags", "--shift", shift])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"--shift: expected a whole number from 0 to 13, got {shift}" in said
+    assert not (tmp_path / "d").exists()

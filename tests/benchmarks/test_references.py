@@ -59,16 +59,16 @@ def test_first_weights_of_perceiver_pytorch_are_its_own():
     assert not latents.equal(peers[1].peer.latents)
 
 
-def test_a_perceiver_told_the_positions_of_permuted_pixels_is_the_same_function():
+def test_a_perceiver_with_the_positions_of_permuted_pixels_is_the_same_function():
     ours = Perceiver(depth=2, num_latents=8, latent_dim=32, latent_heads=2, num_classes=3)
-    told = references.PerceiverTold(ours, (10, 12))
+    known = references.PerceiverPlacesKnown(ours, (10, 12))
     images = torch.randn(4, 1, 10, 12)
     permuted = torch.from_numpy(garments.permuted(images[:, 0].numpy()))[:, None]
-    assert told(permuted).sub(ours(images)).abs().max() < 1e-5
-    assert told(images).sub(ours(images)).abs().max() > 1e-3
+    assert known(permuted).sub(ours(images)).abs().max() < 1e-5
+    assert known(images).sub(ours(images)).abs().max() > 1e-3
     kept = torch.tensor([3, 7, 50, 110])  # as training reads them with --token-fraction
     as_ours = ours(images, kept=torch.from_numpy(garments.pixel_order(120))[kept])
-    reference = references.Reference(told, ours)
+    reference = references.Reference(known, ours)
     assert reference(permuted, kept=kept).sub(as_ours).abs().max() < 1e-5
     assert as_ours.sub(ours(images)).abs().max() > 1e-3
 
@@ -82,11 +82,11 @@ def test_a_reference_trains_on_the_train_rows_only(knees, tmp_path):
     assert figures["slices"]["accuracy"] < 0.5
 
 
-def test_a_convolutional_network_told_the_order_of_pixels_sees_the_image_as_it_was():
+def test_a_convolutional_network_with_the_order_of_pixels_sees_the_image_as_it_was():
     like = Perceiver(depth=1, num_latents=8, latent_dim=32, latent_heads=2)
-    told, images = references.SmallCNNTold(like, (10, 12)).eval(), torch.randn(4, 1, 10, 12)
+    known, images = references.SmallCNNPlacesKnown(like, (10, 12)).eval(), torch.randn(4, 1, 10, 12)
     permuted = torch.from_numpy(garments.permuted(images[:, 0].numpy()))[:, None]
-    assert told(permuted).sub(told.network(images)).abs().max() < 1e-5
+    assert known(permuted).sub(known.network(images)).abs().max() < 1e-5
 
 
 def test_the_middle_of_columns_tells_where_and_not_what(tmp_path):
@@ -104,7 +104,7 @@ def test_the_middle_of_columns_tells_where_and_not_what(tmp_path):
         ("cnn --dry-run", "--dry-run: for train.py alone"),
         ("cnn --input scan", "--input scan: for train.py alone"),
         ("logistic-regression --class-weights balanced", "--class-weights: for train.py alone"),
-        ("cnn-told --image-size 7 9", "cnn-told takes at least 8 x 8"),
+        ("cnn-places-known --image-size 7 9", "cnn-places-known takes at least 8 x 8"),
         ("patch-transformer --latent-dim 15", "takes a multiple of --latent-heads"),
         ("perceiver-pytorch --activation gelu", "perceiver-pytorch has geglu alone"),
     ],
