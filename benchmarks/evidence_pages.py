@@ -87,7 +87,7 @@ IN_README = [
     (
         "ten classes of photographs",
         "classes",
-        ["Perceiver", "perceiver-pytorch", "small CNN", "logistic regression"],
+        ["Perceiver", "perceiver-pytorch", "small CNN"],
         "slices right",
     ),
     (
