@@ -246,8 +246,13 @@ def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
 
 
 def twice(tables: Tables, again: Tables) -> str:
-    lines = ["### Made twice", "", "The same runs, from scratch, and what all runs reached.", ""]
-    lines += ["| experiment | variant | seed | first | again | all |"]
+    lines = [
+        "### Made twice",
+        "",
+        "The same runs, each from scratch, and the spread of all.",
+        "",
+    ]
+    lines += ["| experiment | variant | seed | one | the other | all |"]
     lines += ["| --- | --- | --: | --- | --- | --- |"]
     head = len(lines)
     for name, rows in again.items():

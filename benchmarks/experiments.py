@@ -171,7 +171,9 @@ def known_patients(patients: str, flags: list[str]) -> Experiment:
         f"How much a leak flatters: {patients} patients",
         "Synthetic knees and a small model without augmentation. Both rows test the same scans "
         "and are trained on about as many: the first on scans of other patients alone, the second "
-        "also on another scan or more of each tested knee (`benchmarks/known_patients.py`).",
+        "also on another scan or more of each tested knee (`benchmarks/known_patients.py`). In "
+        "drawings the pose of a scan differs more than the anatomy of patients: of real knees, "
+        "whose scans look alike, this says nothing.",
         Data(command, ["--data-dir", "{data}"], ["--patients", "10"]),
         {
             "tested patients unknown": [*flags, "--split-file", "{data}/unknown-{seed}.csv"],
