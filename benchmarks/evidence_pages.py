@@ -269,7 +269,7 @@ def twice(tables: Tables, again: Tables) -> str:
 
 
 def aims_table(tables: Tables) -> str:
-    lines = ["| | aimed at | reached | |", "| --- | --- | --- | --- |"]
+    lines = ["| | runs | aimed at | reached | |", "| --- | --: | --- | --- | --- |"]
     for aim in AIMS:
         reached = mean_of(aim.column, aim.variant, tables[aim.experiment])
         other = mean_of(aim.column, aim.ahead_of, tables[aim.experiment]) if aim.ahead_of else 0.0
@@ -278,7 +278,8 @@ def aims_table(tables: Tables) -> str:
         ahead = reached - other
         verdict = "" if aim.least is None else "yes" if ahead >= aim.least else "**no**"
         texts = [as_aim(value, aim.ahead_of) for value in (aim.least, ahead)]
-        lines.append(f"| {aim.what} | {' | '.join(texts)} | {verdict} |")
+        runs = sum(row["variant"] == aim.variant for row in tables[aim.experiment])
+        lines.append(f"| {aim.what} | {runs} | {' | '.join(texts)} | {verdict} |")
     return "\n".join(lines)
 
 
