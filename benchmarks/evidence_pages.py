@@ -200,7 +200,8 @@ def measured_on(rows: list[dict], unit: str) -> str:
 
 def by_chance(rows: list[dict]) -> str:
     """Of photographs, the standard error of a share that is right; slices of a knee are alike."""
-    if not rows[0]["data"].startswith("benchmarks/garments.py"):
+    rows = [row for row in rows if COLUMNS["slices right"].of(row) is not None]
+    if not (rows and rows[0]["data"].startswith("benchmarks/garments.py")):
         return ""
     twice = 2 if " build " in rows[0]["data"] else 1  # a photograph as it is, and mirrored
     counts = [(COLUMNS["slices right"].of(row), int(row["slices"]) / twice) for row in rows]
