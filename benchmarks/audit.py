@@ -29,7 +29,7 @@ from benchmarks.evidence import RESULTS, call, rows_of  # noqa: E402
 from benchmarks.evidence_pages import spread, write_between_marks  # noqa: E402
 from benchmarks.experiments import TINY  # noqa: E402
 from benchmarks.mislabelled import swap_sides  # noqa: E402
-from benchmarks.speed import processor  # noqa: E402
+from benchmarks.speed_records import processor  # noqa: E402
 from common import signals  # noqa: E402
 from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402

@@ -43,7 +43,7 @@ from benchmarks.evidence_models import (  # noqa: E402
 from benchmarks.evidence_pages import faults_of, made_with, table, write_pages  # noqa: E402
 from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.garments import SOURCE  # noqa: E402
-from benchmarks.speed import processor  # noqa: E402
+from benchmarks.speed_records import processor  # noqa: E402
 from common import signals  # noqa: E402
 from common.csv_tables import read_csv, write_csv  # noqa: E402
 from common.files import abridged, locked  # noqa: E402

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, Experiment
 from benchmarks.speed_records import put_between_marks
 from common.files import whole_file
 from common.program import check_matplotlib, counted
@@ -74,10 +74,10 @@ AIMS = [
     Aim("ten classes, 90 minutes", "classes-long", "Perceiver", 0.9),
     Aim("ten classes", "classes", "Perceiver", 0.03, "perceiver-pytorch"),
     Aim("bags", "bags", "Perceiver", None, "small CNN"),
-    Aim("bags, augmented", "bags", f"Perceiver{AUGMENTED}", None, f"small CNN{AUGMENTED}"),
+    Aim("bags, both augmented", "bags", f"Perceiver{AUGMENTED}", None, f"small CNN{AUGMENTED}"),
     Aim("dresses", "dresses", "Perceiver", None, "small CNN"),
     Aim("bags, pixels permuted, places known", "permuted", PLACES, 0.05, "small CNN"),
-    Aim("dresses, the same", "permuted-dresses", PLACES, 0.05, "small CNN"),
+    Aim("dresses, pixels permuted, places known", "permuted-dresses", PLACES, 0.05, "small CNN"),
 ]
 # The table of README: data, experiment, its variants, a column of COLUMNS.
 IN_README = [
@@ -91,7 +91,7 @@ IN_README = [
         "slices right",
     ),
     (
-        "the same, for longer",
+        "the same, larger, for longer",
         "classes-long",
         [*EXPERIMENTS["classes-long"].variants],
         "slices right",
@@ -184,7 +184,7 @@ def table(name: str, rows: list[dict]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     of_slices = "scans right" not in names and all(row.get("slices") for row in rows)
     unit = "slices" if of_slices else "patients"
-    notes = [measured_on(rows, unit), by_chance(rows)]
+    notes = [measured_on(rows, unit), by_chance(rows), flags_of_first(experiment)]
     return "\n".join([*lines, "", " ".join(note for note in notes if note)])
 
 
@@ -196,6 +196,12 @@ def measured_on(rows: list[dict], unit: str) -> str:
     unknown = sum(not row.get("commit") for row in rows)
     note = f" The commit of {counted(unknown, 'run')} was not recorded." if unknown else ""
     return f"Tested on {tested} a run. Measured on {', '.join(sorted(threads))}.{note}"
+
+
+def flags_of_first(experiment: Experiment) -> str:
+    """Where it is one of train.py, as all others stand in the tables of results."""
+    flags = " ".join(next(iter(experiment.variants.values())))
+    return f"Flags of the first row: `{flags}`." if flags.startswith("-") else ""
 
 
 def by_chance(rows: list[dict]) -> str:

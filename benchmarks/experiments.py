@@ -156,8 +156,8 @@ def permuted_pixels(garment: str, both_ways: bool = False, flags: list[str] = SI
         f"Permuted pixels: {garment}",
         f"Sides of {garment}, moved as above and trained in the same way, without `--mirror-swap`; "
         "in all images pixels have changed their places, in the same way. A network that knows "
-        "where each pixel was computes what it would of the images as they were. The small CNN "
-        "and `train.py` take the places for what they seem.",
+        "where each pixel was computes what it would of the images as they were; the others take "
+        "each pixel to be where it lies.",
         sides(garment, "--shift", "2", "--permute"),
         variants,
         ("slices right", "epochs", "minutes"),
@@ -307,9 +307,9 @@ EXPERIMENTS = {
     ),
     "classes": Experiment(
         "Ten classes of photographs",
-        "Fashion-MNIST, trained on 55,000 photographs, tested on the package's own 10,000; epochs "
-        "that take about 20 minutes on one core, or fewer where more bring nothing. "
-        "perceiver-pytorch has more time, and so two epochs. Learning rates were chosen for each: "
+        "Fashion-MNIST, trained on 55,000 photographs, tested on the package's own 10,000. Each "
+        "model is trained for about 20 minutes on one core, or shorter where more epochs no longer "
+        "help; of perceiver-pytorch two epochs take longer. Learning rates were chosen for each: "
         "1e-3 for CNN and transformer, 2e-3 for both Perceivers. The transformer, of 3 layers of "
         "width 104, has about as many parameters. perceiver-pytorch has the sizes that were chosen "
         "for ours, its own first weights, and reads all tokens in training, of which it makes keys "
@@ -334,7 +334,7 @@ EXPERIMENTS = {
         "Ten classes, in 90 minutes",
         "A larger Perceiver on the same photographs: more heads, wider latents that read a third "
         "time, and fewer tokens at a step. It was the first guess, and nothing else was tried. "
-        "perceiver-pytorch as above, for as long.",
+        "perceiver-pytorch, where it stands below, is as above, for as long.",
         ten_classes(),
         {
             "Perceiver": LONGER,

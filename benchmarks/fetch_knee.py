@@ -4,9 +4,10 @@
     PERCEIVER_MSKT=data/mskt/mskt-0.1.22 pytest tests/scans/test_volumes.py
 
 Its data/ holds a sagittal DICOM series (8 echoes x 24 slices) and label maps of knees in NRRD.
-Exit codes: 0 fetched, 1 not there or not the file that it should be.
+Exit codes: 0 fetched, 1 not there or not the file that it should be, 2 bad arguments.
 """
 
+import argparse
 import hashlib
 import io
 import re
@@ -20,7 +21,10 @@ NAME = "mskt-0.1.22.tar.gz"
 SHA256 = "b49ffa4924337e28dc08af2e7efab399e9248c9e7db477e593d5d6e254757308"
 
 
-def main(folder: str) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", metavar="DIR", help="for its folder mskt-0.1.22")
+    folder = parser.parse_args().folder
     asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     index = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
     page = f"{(index or 'https://pypi.org/simple').rstrip('/')}/mskt/"
@@ -44,4 +48,4 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]) if len(sys.argv) == 2 else __doc__)
+    sys.exit(main())

@@ -43,7 +43,7 @@ import perceiver  # noqa: E402
 from benchmarks.fuzzing.cases import make_case  # noqa: E402
 from benchmarks.fuzzing.material import PRODUCTS, make_material  # noqa: E402
 from benchmarks.fuzzing.rule import ADDRESSES, Finding, box_of, try_case  # noqa: E402
-from benchmarks.speed import commit, processor  # noqa: E402
+from benchmarks.speed_records import commit, processor  # noqa: E402
 from common.files import write_json  # noqa: E402
 from common.program import Parser, positive_float, positive_int  # noqa: E402
 from evaluation import plots, report  # noqa: E402, F401  imported once, and not by each process

@@ -27,8 +27,6 @@ import argparse
 import ctypes
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -49,7 +47,9 @@ from benchmarks.peers import perceiver_pytorch_like  # noqa: E402
 from benchmarks.speed_records import (  # noqa: E402
     RESULTS,
     add_record,
+    commit,
     draw,
+    processor,
     read_results,
     section,
     write_docs,
@@ -280,29 +280,6 @@ def count_operations(case: Case) -> int:
 
 
 # ---- a record ------------------------------------------------------------------------------------
-
-
-def processor() -> str:
-    """As /proc/cpuinfo names it, with what tells the generations of one name apart."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    known = {"family": "cpu family", "model": "model", "stepping": "stepping"}
-    generation = ", ".join(f"{name} {fields[key]}" for name, key in known.items() if key in fields)
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return f"{name} ({generation})" if generation else name
-
-
-def commit() -> str:
-    """The short git hash of what is measured, with -dirty if files differ from it; "" if none."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except OSError:  # no git
-        return ""
-    return done.stdout.strip()
 
 
 def axes_of(text: str) -> tuple[int, ...]:

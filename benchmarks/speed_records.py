@@ -8,7 +8,9 @@ of the cores that other processes took, "discarded" the number of rounds that we
 
 import json
 import math
+import platform
 import statistics
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,29 @@ RECORD = set(
     "processor device threads torch precision commit date rounds busy rates cases growth".split()
 )
 BEGIN, END = "<!-- begin: python benchmarks/speed.py --write-docs -->", "<!-- end: speed -->"
+
+
+def processor() -> str:
+    """As /proc/cpuinfo names it, with what tells the generations of one name apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    known = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    generation = ", ".join(f"{name} {fields[key]}" for name, key in known.items() if key in fields)
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({generation})" if generation else name
+
+
+def commit() -> str:
+    """The short git hash of what is measured, with -dirty if files differ from it; "" if none."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip()
 
 
 def read_results(path: Path) -> dict:

@@ -274,7 +274,7 @@ def check_patients(scans: Scans, subset_of: dict[str, str]) -> None:
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
         raise DataError(
             f"{counted(len(leaks), 'patient')} in more than one subset: {', '.join(named[:10])}"
-            f"{more}; put all scans of a patient into one"
+            f"{more}; put all scans of a patient into one subset"
         )
 
 
