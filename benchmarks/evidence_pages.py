@@ -199,7 +199,7 @@ def measured_on(rows: list[dict], unit: str) -> str:
 
 
 def flags_of_first(experiment: Experiment) -> str:
-    """Where it is one of train.py, as all others stand in the tables of results."""
+    """Where it is a run of train.py; a CSV of results has those of all rows."""
     flags = " ".join(next(iter(experiment.variants.values())))
     return f"Flags of the first row: `{flags}`." if flags.startswith("-") else ""
 
@@ -209,8 +209,8 @@ def by_chance(rows: list[dict]) -> str:
     rows = [row for row in rows if COLUMNS["slices right"].of(row) is not None]
     if not (rows and rows[0]["data"].startswith("benchmarks/garments.py")):
         return ""
-    twice = 2 if " build " in rows[0]["data"] else 1  # a photograph as it is, and mirrored
-    counts = [(COLUMNS["slices right"].of(row), int(row["slices"]) / twice) for row in rows]
+    views = 2 if " build " in rows[0]["data"] else 1  # a photograph as it is, and mirrored
+    counts = [(COLUMNS["slices right"].of(row), int(row["slices"]) / views) for row in rows]
     errors = [math.sqrt(share * (1 - share) / count) for share, count in counts]
     return (
         "All runs are tested on the same photographs; on others each share would differ, with a "
@@ -253,12 +253,8 @@ def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
 
 
 def twice(tables: Tables, again: Tables) -> str:
-    lines = [
-        "### Made twice",
-        "",
-        "The same runs, each from scratch, and the spread of all.",
-        "",
-    ]
+    about = "The same runs, each from scratch, and the spread of all."
+    lines = ["### Made twice", "", about, ""]
     lines += ["| experiment | variant | seed | one | the other | all |"]
     lines += ["| --- | --- | --: | --- | --- | --- |"]
     head = len(lines)
