@@ -352,7 +352,7 @@ def run(args: argparse.Namespace) -> int:
     slices, classes = listing.slices, listing.classes
     print_lines(f"{args.data_dir}: {describe_counts(listing)}")
     print_lines(*(f"  {line}" for line in overview.describe_scans(slices, classes)))
-    print_lines("files:", *overview.describe_files(slices, args.workers))
+    print_lines("files, height x width:", *overview.describe_files(slices, args.workers))
     if series := describe_series(slices, classes):
         print_lines("series:", *(f"  {line}" for line in series))
 

@@ -74,7 +74,7 @@ from scans.names import are_sides
 from scans.places import describe_lengths, orientation_of_all
 from scans.slices import DataError, by_scan
 from training import folds, runfolder
-from training.arguments import DEMO_PATIENTS, model_arguments, parse_args
+from training.arguments import DEMO_PATIENTS, describe_recipe, model_arguments, parse_args
 from training.checkpoints import Run, read_resumed, save_calibration
 from training.checks import check_arguments, check_classes, check_image_size
 from training.epoch import (
@@ -212,6 +212,8 @@ def run(args: argparse.Namespace, cleanup: ExitStack) -> int:
     if args.resume:
         runfolder.set_hint(args)
     check_arguments(args)
+    if args.recipe:
+        say(describe_recipe(args))
     with first_process_first():
         if args.demo and not args.data_dir.exists():
             say(f"making synthetic knees of {DEMO_PATIENTS} patients in {args.data_dir}")

@@ -57,7 +57,7 @@ def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
     def look(path: str) -> str:
         try:
             with open_image(path) as image:
-                return f"{image.width} x {image.height} {image.mode}"
+                return f"{image.height} x {image.width} {image.mode}"
         except ImageError:  # what is wrong with it is said where it is decoded
             return "unreadable"
 

@@ -219,8 +219,8 @@ def test_dataset_py_says_what_is_there_and_draws_it(phantoms, tmp_path, monkeypa
         "  right      32 slices,    4 scans,    4 patients",
         "  both knees of 4 patients; 2.0 scans a patient",
         "  visits: BaseLine 8",
-        "       65  260 x 228 RGB",
-        "        2  100 x 90 L",
+        "       65  228 x 260 RGB",
+        "        2  90 x 100 L",
         "  black slices: 1",
         "test",
     ):

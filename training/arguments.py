@@ -238,6 +238,12 @@ def flags_of(parser: Parser, table: dict) -> str:
     return " ".join(as_typed(parser, name, value) for name, value in table.items()).strip()
 
 
+def describe_recipe(args: argparse.Namespace) -> str:
+    """What its flags are in this run: some may have been named."""
+    values = {name: getattr(args, name) for name in RECIPES[args.recipe]}
+    return f"--recipe {args.recipe}: {flags_of(make_parser(), values)}"
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line; --demo and --recipe change defaults; named flags still win."""
     parser = make_parser()
@@ -282,6 +288,9 @@ def check_recipe(parser: Parser, args: argparse.Namespace) -> None:
     if args.weight_decay and args.optimizer == "adam":
         set_by = f"; --recipe {args.recipe} sets it: add --weight-decay 0" if args.recipe else ""
         parser.error(f"--weight-decay takes --optimizer adamw or lamb{set_by}")
+    typed_decay = not args.resume and args.lr_decay != parser.get_default("lr_decay")
+    if typed_decay and not args.schedule.startswith("exponential"):
+        parser.error(f"--lr-decay has no effect on --schedule {args.schedule}: leave one out")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g}: expected fewer than --epochs")
     if args.augment_strength != 1 and not args.augment:

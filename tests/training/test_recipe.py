@@ -293,6 +293,7 @@ def test_a_run_of_before_there_were_optimizers_is_gone_on_with_by_adam_alone(
         ("--weight-decay 0.1", "--weight-decay takes --optimizer adamw or lamb"),
         ("--recipe adamw --optimizer adam", "--recipe adamw sets it: add --weight-decay 0"),
         ("--warmup-epochs 20", "--warmup-epochs 20: expected fewer than --epochs"),
+        ("--recipe adamw --lr-decay 0.9", "--lr-decay has no effect on --schedule cosine"),
         ("--augment-strength 2", "--augment-strength takes --augment"),
         ("--bend 0.1", "argument --bend: expected a number from 0 to 0.08, got 0.1"),
         ("--ema 1", "argument --ema: expected a number of at least 0 and below 1, got 1"),
@@ -316,6 +317,7 @@ def test_a_recipe_changes_defaults_and_named_flags_win():
     args = train.parse_args(["--demo", "--recipe", "imagenet"])
     assert (args.optimizer, args.lr, args.clip_gradient) == ("lamb", 4e-3, 10.0)
     assert args.image_size == DEMO["image_size"]
+    train.parse_args(["--demo", "--recipe", "adamw"])  # whose --lr-decay nobody named
 
 
 def test_what_help_says_of_a_recipe_does_the_same(capsys):
@@ -333,8 +335,10 @@ def test_what_help_says_of_a_recipe_does_the_same(capsys):
 
 def test_a_resumed_run_keeps_its_recipe(knees, tmp_path, capsys):
     flags = ["--data-dir", str(knees), "--output-dir", str(tmp_path), *FLAGS, "--recipe", "adamw"]
-    assert train.main([*flags, "--epochs", "2"]) == 0
-    assert train.parse_args(["--resume", str(tmp_path)]).weight_decay == 0.05
+    assert train.main([*flags, "--epochs", "2", "--weight-decay", "0.1"]) == 0
+    told = "--recipe adamw: --optimizer adamw --lr 0.01 --weight-decay 0.1 --schedule cosine "
+    assert told in capsys.readouterr().out
+    assert train.parse_args(["--resume", str(tmp_path)]).weight_decay == 0.1
     with pytest.raises(SystemExit):
         train.main(["--resume", str(tmp_path), "--recipe", "imagenet"])
     told = "--recipe imagenet (the run was started with --recipe adamw)"
