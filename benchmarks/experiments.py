@@ -70,6 +70,8 @@ READER = (
 ).split()
 DEMO_FLAGS = flags_of(make_parser(), DEMO | {"data_dir": None}).split()
 ADAMW = flags_of(make_parser(), RECIPES["adamw"]).split()
+WITHOUT_DECAY = {"data_dir": None, "lr_decay": None}  # which a cosine does not take
+DEMO_ADAMW = flags_of(make_parser(), DEMO | RECIPES["adamw"] | WITHOUT_DECAY).split()
 IMAGENET = flags_of(make_parser(), RECIPES["imagenet"]).split()
 PHOTOGRAPHS = [*READER, *ADAMW]
 CLASSES = [*PHOTOGRAPHS, "--token-fraction", "0.5"]
@@ -225,7 +227,7 @@ EXPERIMENTS = {
         phantoms("--patients", "24", "--seed", "3"),
         {
             "--demo": DEMO_FLAGS,
-            "--demo --recipe adamw": [*DEMO_FLAGS, *ADAMW],
+            "--demo --recipe adamw": DEMO_ADAMW,
             "logistic regression": ["logistic-regression", *PIXELS],
         },
         ("scans right", "slices right", "validation loss", "minutes"),
