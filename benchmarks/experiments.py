@@ -70,8 +70,8 @@ READER = (
 ).split()
 DEMO_FLAGS = flags_of(make_parser(), DEMO | {"data_dir": None}).split()
 ADAMW = flags_of(make_parser(), RECIPES["adamw"]).split()
-WITHOUT_DECAY = {"data_dir": None, "lr_decay": None}  # which a cosine does not take
-DEMO_ADAMW = flags_of(make_parser(), DEMO | RECIPES["adamw"] | WITHOUT_DECAY).split()
+OF_COSINE = RECIPES["adamw"] | {"lr_decay": None}  # which it does not take
+DEMO_ADAMW = flags_of(make_parser(), DEMO | OF_COSINE | {"data_dir": None}).split()
 IMAGENET = flags_of(make_parser(), RECIPES["imagenet"]).split()
 PHOTOGRAPHS = [*READER, *ADAMW]
 CLASSES = [*PHOTOGRAPHS, "--token-fraction", "0.5"]

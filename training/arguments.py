@@ -290,7 +290,8 @@ def check_recipe(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--weight-decay takes --optimizer adamw or lamb{set_by}")
     typed_decay = not args.resume and args.lr_decay != parser.get_default("lr_decay")
     if typed_decay and not args.schedule.startswith("exponential"):
-        parser.error(f"--lr-decay has no effect on --schedule {args.schedule}: leave one out")
+        told = f"--lr-decay has no effect on --schedule {args.schedule}: leave it out"
+        parser.error(f"{told}, or add --schedule exponential")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g}: expected fewer than --epochs")
     if args.augment_strength != 1 and not args.augment:
