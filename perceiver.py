@@ -108,7 +108,7 @@ class CrossAttention(nn.Module):
         result = O sum_m p_m v_m = O sum_m p_m V [1, t_m] = O V (sum_m p_m [1, t_m])
 
     and the latents can attend over the tokens themselves: the same function, in which no keys and
-    values are built, and none need a gradient. It pays while tokens are not wider than a head.
+    values are built, and none need a gradient. `reads_directly` says where it pays.
     """
 
     onednn = False  # whose matrix products read the tokens: see `Perceiver.choose_products`
@@ -128,7 +128,8 @@ class CrossAttention(nn.Module):
         """x (batch or 1, latents, latent_dim), tokens (batch, tokens, width) -> like x."""
         batch, _, width = tokens.shape
         dropout = self.dropout if self.training else 0.0
-        if len(self.token_scale) <= self.dim_head and not dropout and not tokens.requires_grad:
+        direct = reads_directly(x.shape[1], len(self.token_scale), self.dim_head)
+        if direct and not dropout and not tokens.requires_grad:
             read = read_tokens(self.query(x, width).expand(batch, -1, -1), tokens, self.onednn)
             read = rearrange(read, "b (h n) w -> b n (h w)", h=self.heads)
             o = rearrange(self.to_out.weight, "o (h d) -> h o d", h=self.heads)
@@ -153,6 +154,11 @@ class CrossAttention(nn.Module):
         weight = projection.weight
         folded = torch.cat([(weight @ self.token_shift)[:, None], weight * self.token_scale], dim=1)
         return F.pad(folded, (0, width - folded.shape[1]))  # what a token ends in counts nothing
+
+
+def reads_directly(latents: int, token_dim: int, dim_head: int) -> bool:
+    """Whether a head multiplies less for a token that it reads without a key and a value."""
+    return latents * token_dim <= dim_head * (latents + token_dim)
 
 
 def read_tokens(query: Tensor, tokens: Tensor, onednn: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ from common.workers import memory_of
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns
 from evaluation.trained import sample_size, scan_length
-from perceiver import Perceiver, ReadTokens
+from perceiver import Perceiver, ReadTokens, reads_directly
 from scans.cache import Decoded, decode_slices
 from scans.places import other_orientation, place_in_scan, rows_of_scans, unfit
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
@@ -139,7 +139,7 @@ def bytes_taken(model: Perceiver, samples: int) -> float:
     config, tokens = model.config, math.prod(sample_size(model))
     width = -(-(1 + model.token_dim) // 16) * 16  # of a token: see `Perceiver.tokens`
     of_a_token = 1.5 * width  # as measured, while they are made; so are positions, once for all
-    if model.token_dim > config["cross_dim_head"]:
+    if not reads_directly(config["num_latents"], model.token_dim, config["cross_dim_head"]):
         of_a_token += 2 * config["cross_heads"] * config["cross_dim_head"]  # keys and values
     rows = config["cross_heads"] * config["num_latents"]
     scores = max(ReadTokens.SCORES, rows * min(tokens, ReadTokens.BLOCK))

@@ -178,7 +178,11 @@ def test_direct_read_equals_keys_and_values(short_blocks, reads, axes, cross_hea
     [
         ({}, True, True),
         ({"cross_dim_head": 27}, True, True),
-        ({"cross_dim_head": 26}, True, False),  # 27 features: keys and values are narrower
+        ({"cross_dim_head": 9}, True, True),  # 12 latents, 27 features: 12 * 27 <= 9 * (12 + 27)
+        ({"cross_dim_head": 8}, True, False),  # keys and values are so narrow that they pay
+        ({"cross_dim_head": 26, "num_latents": 800}, True, False),
+        ({"num_freq_bands": 40, "num_latents": 64}, True, True),  # as many latents as a head wide
+        ({"num_freq_bands": 40, "num_latents": 512}, True, False),
         ({"attention_dropout": 0.1}, True, False),
         ({"attention_dropout": 0.1}, False, True),
         ({"ff_dropout": 0.1}, True, True),
