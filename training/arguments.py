@@ -248,10 +248,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line; --demo and --recipe change defaults; named flags still win."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    changed = dict(DEMO) if args.demo else {}
+    changed = (DEMO if args.demo else {}) | RECIPES.get(args.recipe, {})
     if args.input == "scan":
         changed |= OF_SCANS | (DEMO_OF_SCANS if args.demo else {})
-    changed |= RECIPES.get(args.recipe, {})
     parser.set_defaults(**changed)
     args = parser.parse_args(argv)
     # torchrun --max-restarts starts the same command again.

@@ -79,7 +79,7 @@ def resumed_args(
     changed = [
         f"{as_typed(parser, name, given)} (the run was started {started_with(parser, name, value)})"
         for name, given in now.items()
-        if given != (value := before.get(name))
+        if name in before and given != (value := before[name])
     ]
     if changed:
         parser.error(

@@ -95,6 +95,25 @@ def test_changes_are_small_and_pixels_stay_in_range():
     assert (changed - images).abs().mean() < 40
 
 
+def test_half_the_strength_is_half_of_each_change():
+    """Of the places that pixels come from, and of the intensities of a grey image."""
+    halved, usual = (Augmentation(*OF, 0, 0, strength) for strength in (0.5, 1.0))
+    grey = torch.full((40, 1, 24, 40), 128, dtype=torch.uint8)
+    middle = (..., slice(11, 13), slice(19, 21))  # where nothing black comes in
+    changes = [
+        change(grey, LABELS, torch.arange(40))[0][middle] - 128 for change in (halved, usual)
+    ]
+    assert changes[1].abs().mean() > 5
+    torch.testing.assert_close(2 * changes[0], changes[1], atol=1e-3, rtol=0)
+    centroids = [
+        (change(wedges(LABELS), LABELS, torch.arange(40))[0] > 100).float().mean((1, 2))
+        for change in (halved, usual)
+    ]
+    still = (wedges(LABELS) > 100).float().mean((1, 2))
+    moved = [(each - still).abs().sum() for each in centroids]
+    assert 0 < moved[0] < 0.8 * moved[1]
+
+
 def scans_of(images: torch.Tensor, count: int) -> torch.Tensor:
     """(n, 1, height, width) -> (n / count, 1, count, height, width)."""
     return images.view(-1, 1, count, *images.shape[2:])

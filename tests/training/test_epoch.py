@@ -1,5 +1,6 @@
 """An epoch: parts of a batch, weights of classes, and what is not finite."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from conftest import FLAGS, TINY
 
 import train
+import training.epoch
 from dataset import Dataset
 from perceiver import Perceiver
 from scans.slices import Slice
 from training.epoch import Progress, balanced_weights, kept_tokens, train_one_epoch
+from training.recipe import Mix
 
 
 def test_parts_of_a_batch_add_up_to_it(knees, tmp_path):
@@ -102,6 +105,32 @@ def test_the_loss_is_weighted_where_it_is_asked_for(flag, weighted):
     assert progress.loss_sum == pytest.approx(losses.sum().item(), rel=1e-5)
     change = model.head.bias.detach() - before
     torch.testing.assert_close(change, -gradient.mean(dim=0), atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_is_of_mixed_samples_smoothed_labels_and_a_clipped_gradient(monkeypatch):
+    """By hand, over one batch and its step."""
+    torch.manual_seed(0)
+    subset, sizes = unbalanced(), dict(num_latents=2, latent_dim=4, latent_heads=1, num_classes=4)
+    model = Perceiver(2, 4.0, 1, latent_dim_head=4, **sizes)
+    before, labels = copy.deepcopy(model), subset.labels[:10]
+    monkeypatch.setattr(
+        training.epoch, "draw_mix", lambda batch, *_: Mix((batch + 3) % 10, share=0.7)
+    )
+    flags = "-b 10 --lr 1 --mixup 0.4 --label-smoothing 0.1 --clip-gradient 0.02".split()
+    args = train.parse_args(["--data-dir", "x", *flags])
+    optimizer, progress = torch.optim.SGD(model.parameters(), lr=1.0), Progress()
+    train_one_epoch(model, subset, optimizer, progress, args, None)
+
+    pixels = subset.pixels[:10].float()
+    logits = before(before.normalise(0.7 * pixels + 0.3 * pixels.roll(-3, dims=0)))
+    aims = 0.7 * F.one_hot(labels, 4) + 0.3 * F.one_hot(labels.roll(-3), 4)
+    loss = -((0.9 * aims + 0.1 / 4) * logits.log_softmax(dim=1)).sum()
+    (loss / 10).backward()
+    norm = torch.stack([p.grad.norm() for p in before.parameters()]).norm()
+    assert norm > 0.1 and progress.loss_sum == pytest.approx(loss.item(), rel=1e-5)
+    for (name, after), was in zip(model.named_parameters(), before.parameters(), strict=True):
+        change = -0.02 / norm * was.grad
+        torch.testing.assert_close((after - was).detach(), change, atol=1e-6, rtol=1e-3, msg=name)
 
 
 def test_a_run_is_weighted_if_the_flag_says_so_and_stays_so(knees, tmp_path, capsys):

@@ -18,11 +18,17 @@ import train
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_do_what_one_does(tmp_path, count):
+RECIPE = (
+    "--optimizer adamw --lr 0.001 --weight-decay 0.1 --clip-gradient 1 --label-smoothing 0.1 "
+    "--mixup 0.4 --ema 0.9 --augment --bend 0.05"
+).split()
+
+
+@pytest.mark.parametrize("count, recipe", [(2, []), (3, []), (2, RECIPE)])
+def test_several_processes_do_what_one_does(tmp_path, count, recipe):
     """On data and batches that divide by neither: the same losses, and each slice counted once."""
     write_knees(tmp_path / "knees", patients=5, slices=7)
-    common = ["--data-dir", tmp_path / "knees", *TINY, "--epochs", "2", "-b", "11"]
+    common = ["--data-dir", tmp_path / "knees", *TINY, "--epochs", "2", "-b", "11", *recipe]
     results = []
     for name, launcher in (
         ("one", []),

@@ -14,10 +14,11 @@ from conftest import FLAGS, assert_same_run
 from torch.optim import lr_scheduler
 
 import train
+import training.epoch
 from benchmarks import references
 from perceiver import Perceiver
 from training import recipe
-from training.arguments import DEMO, RECIPES
+from training.arguments import DEMO, OF_SCANS, RECIPES
 from training.augment import Augmentation
 from training.epoch import Target, summed_loss
 from training.lamb import Lamb
@@ -183,6 +184,19 @@ def test_what_is_tested_is_the_average_and_what_goes_on_are_the_weights(knees, t
     assert torch.equal(model.head.weight, last["model"]["head.weight"])
 
 
+def test_an_average_counts_the_steps_of_all_epochs(knees, tmp_path, monkeypatch):
+    counts, usual = [], update_average
+
+    def update(average, model, decay, steps):
+        counts.append(steps)
+        usual(average, model, decay, steps)
+
+    monkeypatch.setattr(training.epoch, "update_average", update)
+    flags = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run"), *FLAGS]
+    assert train.main([*flags, "--ema", "0.99", "--epochs", "2"]) == 0
+    assert counts == [*range(1, len(counts) + 1)] and len(counts) % 2 == 0
+
+
 def test_a_mix_is_of_the_batch_and_mostly_its_own():
     batch = torch.arange(100, 164)
     mixes = [draw_mix(batch, 0.4, seed) for seed in range(200)]
@@ -255,6 +269,13 @@ def test_where_a_cosine_ends_can_not_be_moved(whole, capsys):
     assert "--epochs 9 (the run was started with --epochs" in capsys.readouterr().err
 
 
+def test_what_cannot_be_changed_is_named_and_nothing_else(whole_run, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--resume", str(whole_run), "--schedule", "cosine"])
+    error = capsys.readouterr().err
+    assert "error: --schedule cosine (the run was started" in error and "--epochs" not in error
+
+
 @pytest.mark.parametrize("damage", ["no array", "another shape", "none"])
 def test_damaged_weights_are_named(whole, tmp_path, capsys, damage):
     shutil.copytree(whole, tmp_path / "run")
@@ -318,6 +339,8 @@ def test_a_recipe_changes_defaults_and_named_flags_win():
     assert (args.optimizer, args.lr, args.clip_gradient) == ("lamb", 4e-3, 10.0)
     assert args.image_size == DEMO["image_size"]
     train.parse_args(["--demo", "--recipe", "adamw"])  # whose --lr-decay nobody named
+    args = train.parse_args(["--data-dir", "x", "--recipe", "adamw", "--input", "scan"])
+    assert args.query_scale == OF_SCANS["query_scale"]  # measured on scans, as 16 was not
 
 
 def test_what_help_says_of_a_recipe_does_the_same(capsys):
