@@ -300,7 +300,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)} (default: all)"
     )
-    add("--seeds", type=whole_number, nargs="+", default=[0, 1, 2], metavar="N")
+    seeds = "of the runs (default: 0 1 2)"
+    add("--seeds", type=whole_number, nargs="+", default=[0, 1, 2], metavar="N", help=seeds)
     add("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time")
     add("--folder", type=Path, default=Path("runs/evidence"), help="for run folders and data")
     add("--results", type=Path, default=RESULTS, metavar="DIR", help="for tables of results")

@@ -243,6 +243,7 @@ def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
     """
     check_matplotlib()
     sections = [table(name, rows) for name, rows in tables.items() if rows]
+    sections.insert(0, in_all(tables))
     if made_twice := twice(tables, again):
         sections.append(made_twice)
     write_between_marks(root / "docs" / "results.md", aims_table(tables), AIM_MARKS)
@@ -250,6 +251,12 @@ def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
     write_between_marks(root / "README.md", short_table(tables), MARKS)
     draw_classes(tables, root / "docs" / "results.png")
     draw_activations(tables, root / "docs" / "activations.png")
+
+
+def in_all(tables: Tables) -> str:
+    rows = [row for rows in tables.values() for row in rows]
+    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    return f"In all {counted(len(rows), 'run')}, which trained for {hours:.0f} hours."
 
 
 def twice(tables: Tables, again: Tables) -> str:
@@ -274,21 +281,20 @@ def twice(tables: Tables, again: Tables) -> str:
 def aims_table(tables: Tables) -> str:
     lines = ["| | runs | aimed at | reached | |", "| --- | --: | --- | --- | --- |"]
     for aim in AIMS:
-        reached = mean_of(aim.column, aim.variant, tables[aim.experiment])
-        other = mean_of(aim.column, aim.ahead_of, tables[aim.experiment]) if aim.ahead_of else 0.0
-        if reached is None or other is None:
+        own = of_seeds(aim.column, aim.variant, tables[aim.experiment])
+        other = of_seeds(aim.column, aim.ahead_of, tables[aim.experiment])
+        seeds = own.keys() & other.keys() if aim.ahead_of else own.keys()
+        if not seeds:
             continue
-        ahead = reached - other
+        ahead = statistics.mean(own[seed] - other.get(seed, 0.0) for seed in seeds)
         verdict = "" if aim.least is None else "yes" if ahead >= aim.least else "**no**"
         texts = [as_aim(value, aim.ahead_of) for value in (aim.least, ahead)]
-        runs = sum(row["variant"] == aim.variant for row in tables[aim.experiment])
-        lines.append(f"| {aim.what} | {runs} | {' | '.join(texts)} | {verdict} |")
+        lines.append(f"| {aim.what} | {len(seeds)} | {' | '.join(texts)} | {verdict} |")
     return "\n".join(lines)
 
 
-def mean_of(column: str, variant: str, rows: list[dict]) -> float | None:
-    values = [COLUMNS[column].of(row) for row in rows if row["variant"] == variant]
-    return statistics.mean(values) if values else None
+def of_seeds(column: str, variant: str | None, rows: list[dict]) -> dict[str, float]:
+    return {row["seed"]: COLUMNS[column].of(row) for row in rows if row["variant"] == variant}
 
 
 def as_aim(value: float | None, ahead_of: str | None) -> str:
