@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.experiments import EXPERIMENTS, Experiment
+from benchmarks.experiments import EXPERIMENTS, FEWER, Experiment
 from benchmarks.speed_records import put_between_marks
 from common.files import whole_file
 from common.program import check_matplotlib, counted
@@ -73,9 +73,9 @@ AIMS = [
     Aim("ten classes, 20 minutes", "classes", "Perceiver", 0.88),
     Aim("ten classes, 90 minutes", "classes-long", "Perceiver", 0.9),
     Aim("ten classes", "classes", "Perceiver", 0.03, "perceiver-pytorch"),
-    Aim("bags", "bags", "Perceiver", None, "small CNN"),
+    Aim("bags", "bags", "Perceiver", None, FEWER),
     Aim("bags, both augmented", "bags", f"Perceiver{AUGMENTED}", None, f"small CNN{AUGMENTED}"),
-    Aim("dresses", "dresses", "Perceiver", None, "small CNN"),
+    Aim("dresses", "dresses", "Perceiver", None, FEWER),
     Aim("bags, pixels permuted, places known", "permuted", PLACES, 0.05, "small CNN"),
     Aim("dresses, pixels permuted, places known", "permuted-dresses", PLACES, 0.05, "small CNN"),
 ]
@@ -101,9 +101,9 @@ IN_README = [
         "bags",
         [
             "Perceiver",
-            "small CNN",
-            "Perceiver, --augment-strength 0.5",
-            "small CNN, --augment-strength 0.5",
+            FEWER,
+            f"Perceiver{AUGMENTED}",
+            f"small CNN{AUGMENTED}",
         ],
         "slices right",
     ),
