@@ -364,7 +364,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.data_dir}: none of the files can be read")
     whole = as_dataset(listing, decoded)
     readable = whole.subset(torch.tensor([i for i in whole.rows if int(i) not in decoded.errors]))
-    print_lines(f"as the model sees them, {size[1]} x {size[0]}:")
+    print_lines(f"as the model sees them, {size[0]} x {size[1]}:")
     pixels = whole.pixels[readable.rows] if decoded.errors else whole.pixels
     print_lines(*(f"  {line}" for line in overview.describe_pixels(pixels, *readable.statistics())))
     # What can't be read is black, and black images are nobody's copies.

@@ -312,7 +312,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if name not in EXPERIMENTS:
             parser.error(f"{name}: no experiment; there are {', '.join(EXPERIMENTS)}")
     if args.quick and RESULTS in (args.results.resolve(), *args.results.resolve().parents):
-        parser.error("--quick: name other --results: these would be no evidence")
+        parser.error("--quick: name other --results, such as runs/quick: it gives no evidence")
     return args
 
 
@@ -409,6 +409,10 @@ def run(args: argparse.Namespace) -> int:
             continue
         make_runs(name, runs, args)
         print(table(name, current_results(name, args.results, args.quick)))
+        if args.quick:
+            print("--quick: shows that it runs, with other flags than the text says; no evidence")
+        elif not runs:
+            print(f"{args.results / name}.csv has all of it: name other --results to make it again")
     return 1 if args.experiments and left_out else 0
 
 

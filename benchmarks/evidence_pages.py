@@ -1,13 +1,14 @@
-"""Tables and figures of benchmarks/evidence.py, made of the rows of benchmarks/results/*.csv."""
+"""Tables and pages of benchmarks/evidence.py, made of the rows of benchmarks/results/*.csv."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.experiments import EXPERIMENTS, FEWER, Experiment
+from benchmarks.evidence_figures import Tables, by_epoch, draw_activations, draw_classes
+from benchmarks.experiments import AUGMENTED, EXPERIMENTS, FEWER
 from benchmarks.speed_records import put_between_marks
 from common.files import whole_file
 from common.program import check_matplotlib, counted
@@ -15,7 +16,6 @@ from common.program import check_matplotlib, counted
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = "<!-- begin: python benchmarks/evidence.py --write-docs -->", "<!-- end: evidence -->"
 AIM_MARKS = "<!-- begin: aims, by evidence.py --write-docs -->", "<!-- end: aims -->"
-COLOURS = "#1f6fb2 #d1495b #edae49 #66a182 #8d6a9f #777777 #2e4057".split()
 
 
 class Column(NamedTuple):
@@ -39,9 +39,9 @@ def number(name: str, text: str, scale: float = 1.0) -> Column:
 
 
 COLUMNS = {
-    "scans right": share("scans_right", "scans"),
-    "slices right": share("slices_right", "slices"),
-    "scans right, slices reversed": share("reversed_right", "scans"),
+    "scans correct": share("scans_right", "scans"),
+    "slices correct": share("slices_right", "slices"),
+    "scans correct, slices reversed": share("reversed_right", "scans"),
     "shuffled": share("shuffled_right", "scans"),
     "with the mirror image": share("mirrored_right", "slices"),
     **{f"after {n}": share(f"right_after_{n}", "slices") for n in range(1, 7)},
@@ -63,38 +63,39 @@ class Aim(NamedTuple):
     variant: str
     least: float | None  # None: how near it comes was to be measured
     ahead_of: str | None = None
-    column: str = "slices right"
+    column: str = "slices correct"
 
 
-PLACES, AUGMENTED = "Perceiver, places known", ", --augment-strength 0.5"
+PLACES = "Perceiver, places known"
 AIMS = [
     Aim("slices of synthetic knees", "knees", "slices", 0.9945),
-    Aim("scans, as means of slices", "knees", "slices", 1.0, column="scans right"),
+    Aim("scans, as means of slices", "knees", "slices", 1.0, column="scans correct"),
     Aim("ten classes, 20 minutes", "classes", "Perceiver", 0.88),
     Aim("ten classes, 90 minutes", "classes-long", "Perceiver", 0.9),
     Aim("ten classes", "classes", "Perceiver", 0.03, "perceiver-pytorch"),
+    Aim("ten classes", "classes", "Perceiver", None, "small CNN"),
     Aim("bags", "bags", "Perceiver", None, FEWER),
     Aim("bags, both augmented", "bags", f"Perceiver{AUGMENTED}", None, f"small CNN{AUGMENTED}"),
     Aim("dresses", "dresses", "Perceiver", None, FEWER),
-    Aim("bags, pixels permuted, places known", "permuted", PLACES, 0.05, "small CNN"),
-    Aim("dresses, pixels permuted, places known", "permuted-dresses", PLACES, 0.05, "small CNN"),
+    Aim("bags, pixels permuted, places known", "permuted", PLACES, 0.05, FEWER),
+    Aim("dresses, pixels permuted, places known", "permuted-dresses", PLACES, 0.05, FEWER),
 ]
 # The table of README: data, experiment, its variants, a column of COLUMNS.
 IN_README = [
-    ("slices of synthetic knees", "knees", ["slices", "logistic regression"], "slices right"),
-    ("scans, as means of slices", "knees", ["slices"], "scans right"),
-    ("scans read whole", "knees", ["whole scans"], "scans right"),
+    ("slices of synthetic knees", "knees", ["slices", "logistic regression"], "slices correct"),
+    ("scans, as means of slices", "knees", ["slices"], "scans correct"),
+    ("scans read whole", "knees", ["whole scans"], "scans correct"),
     (
         "ten classes of photographs",
         "classes",
         ["Perceiver", "perceiver-pytorch", "small CNN"],
-        "slices right",
+        "slices correct",
     ),
     (
         "the same, larger, for longer",
         "classes-long",
         [*EXPERIMENTS["classes-long"].variants],
-        "slices right",
+        "slices correct",
     ),
     (
         "bags, mirrored or not",
@@ -105,7 +106,7 @@ IN_README = [
             f"Perceiver{AUGMENTED}",
             f"small CNN{AUGMENTED}",
         ],
-        "slices right",
+        "slices correct",
     ),
     (
         "bags, pixels permuted",
@@ -114,9 +115,9 @@ IN_README = [
             "Perceiver, places known",
             "Perceiver, places unknown",
             "small CNN, places known",
-            "small CNN",
+            FEWER,
         ],
-        "slices right",
+        "slices correct",
     ),
 ]
 # Numbers with a space between.
@@ -182,9 +183,10 @@ def table(name: str, rows: list[dict]) -> str:
             if experiment.to_reach:
                 cells.append(epochs_to(experiment.to_reach, own))
             lines.append(f"| {' | '.join(cells)} |")
-    of_slices = "scans right" not in names and all(row.get("slices") for row in rows)
+    of_slices = "scans correct" not in names and all(row.get("slices") for row in rows)
     unit = "slices" if of_slices else "patients"
-    notes = [measured_on(rows, unit), by_chance(rows), flags_of_first(experiment)]
+    notes = [f"`evidence.py {name}`.", measured_on(rows, unit), by_chance(rows)]
+    notes.append(flags_of_first(name, rows))
     return "\n".join([*lines, "", " ".join(note for note in notes if note)])
 
 
@@ -198,19 +200,30 @@ def measured_on(rows: list[dict], unit: str) -> str:
     return f"Tested on {tested} a run. Measured on {', '.join(sorted(threads))}.{note}"
 
 
-def flags_of_first(experiment: Experiment) -> str:
+def flags_of_first(name: str, rows: list[dict]) -> str:
     """Where it is a run of train.py; a CSV of results has those of all rows."""
-    flags = " ".join(next(iter(experiment.variants.values())))
-    return f"Flags of the first row: `{flags}`." if flags.startswith("-") else ""
+    first = next(iter(EXPERIMENTS[name].variants))
+    flags = next((row["flags"] for row in rows if row["variant"] == first), "")
+    return f"Flags of the first row: `{last_of_each(flags)}`." if flags.startswith("-") else ""
+
+
+def last_of_each(flags: str) -> str:
+    """Flags of which some are given twice, as argparse takes them: the last one counts."""
+    of_each = {}
+    for flag in re.split(r" (?=--?[a-z])", flags):
+        name = re.sub("^--no-|^--|^-b$", "", flag.split()[0]) or "batch-size"
+        of_each.pop(name, None)
+        of_each[name] = flag
+    return " ".join(of_each.values())
 
 
 def by_chance(rows: list[dict]) -> str:
     """Of photographs, the standard error of a share that is right; slices of a knee are alike."""
-    rows = [row for row in rows if COLUMNS["slices right"].of(row) is not None]
+    rows = [row for row in rows if COLUMNS["slices correct"].of(row) is not None]
     if not (rows and rows[0]["data"].startswith("benchmarks/garments.py")):
         return ""
     views = 2 if " build " in rows[0]["data"] else 1  # a photograph as it is, and mirrored
-    counts = [(COLUMNS["slices right"].of(row), int(row["slices"]) / views) for row in rows]
+    counts = [(COLUMNS["slices correct"].of(row), int(row["slices"]) / views) for row in rows]
     errors = [math.sqrt(share * (1 - share) / count) for share, count in counts]
     return (
         "All runs are tested on the same photographs; on others each share would differ, with a "
@@ -233,9 +246,6 @@ def epochs_to(accuracy: float, rows: list[dict]) -> str:
 # ---- pages ---------------------------------------------------------------------------------------
 
 
-Tables = dict[str, list[dict]]  # experiment -> its rows
-
-
 def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
     """README.md, docs/results.md and their figures. again: rows of runs that were made twice.
 
@@ -255,7 +265,8 @@ def write_pages(tables: Tables, again: Tables, root: Path = ROOT) -> None:
 
 def in_all(tables: Tables) -> str:
     rows = [row for rows in tables.values() for row in rows]
-    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    as_they_ran = [row.get("seconds_by_epoch") or row["seconds"] for row in rows]
+    hours = sum(sum(map(float, seconds.split())) for seconds in as_they_ran) / 3600
     return f"In all {counted(len(rows), 'run')}, which trained for {hours:.0f} hours."
 
 
@@ -269,7 +280,7 @@ def twice(tables: Tables, again: Tables) -> str:
         for row in rows:
             alike = [each for each in tables[name] if made_with(each) == made_with(row)]
             of_all = [each for each in tables[name] if each["variant"] == row["variant"]]
-            column = "slices right" if row.get("slices") else "scans right"
+            column = "slices correct" if row.get("slices") else "scans correct"
             for before in alike:
                 if before["started"] != row["started"]:  # else its folder was only read again
                     cells = [cell(column, each) for each in ([before], [row], of_all)]
@@ -304,7 +315,7 @@ def as_aim(value: float | None, ahead_of: str | None) -> str:
 
 
 def short_table(tables: Tables) -> str:
-    lines = ["| data | model | runs | right | minutes |", "| --- | --- | --: | --- | --- |"]
+    lines = ["| data | model | runs | correct | minutes |", "| --- | --- | --: | --- | --- |"]
     for data, experiment, variants, column in IN_README:
         for variant in variants:
             if own := [row for row in tables[experiment] if row["variant"] == variant]:
@@ -313,81 +324,6 @@ def short_table(tables: Tables) -> str:
                 lines.append(f"| {' | '.join(cells)} |")
                 data = ""
     return "\n".join(lines)
-
-
-# ---- figures -------------------------------------------------------------------------------------
-
-
-def draw_lines(panel, names: list[str], rows: list[dict], points: Callable) -> None:
-    """A line for each row, of the points of it, in the colour of its variant."""
-    for variant, colour in zip(names, COLOURS, strict=False):
-        label = variant
-        for row in rows:
-            if row["variant"] == variant:
-                panel.plot(*points(row), color=colour, label=label, linewidth=1)
-                label = f"_{label}"  # one entry of the legend for all runs
-    panel.grid(alpha=0.3)
-
-
-def by_epoch(name: str, row: dict) -> tuple[list[int], list[float]]:
-    """Numbers of epochs, and this value of each."""
-    values = [float(value) for value in row[f"{name}_by_epoch"].split()]
-    return [*range(1, len(values) + 1)], values
-
-
-def draw_classes(tables: Tables, path: Path) -> None:
-    """Accuracy on validation against time, a line for each run."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MultipleLocator, PercentFormatter
-
-    longer = [row | {"variant": f"{row['variant']}, for longer"} for row in tables["classes-long"]]
-    rows = [row for row in tables["classes"] + longer if row.get("val_accuracy_by_epoch")]
-    names = [*dict.fromkeys(row["variant"] for row in rows)]
-    if not rows:
-        return
-
-    def points(row: dict) -> tuple[list[float], list[float]]:
-        epochs, values = by_epoch("val_accuracy", row)
-        minutes = float(row["seconds"]) / 60 / len(values)
-        return [minutes * epoch for epoch in epochs], values
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    panel = figure.subplots()
-    draw_lines(panel, names, rows, points)
-    panel.set(xlabel="minutes of training on one core", xlim=0, ylim=(0.8, None))
-    panel.set(title=EXPERIMENTS["classes"].title)
-    panel.set_ylabel("photographs of validation that are right")
-    panel.yaxis.set_major_locator(MultipleLocator(0.02))
-    panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    panel.legend(loc="lower right")
-    save(figure, path)
-
-
-def draw_activations(tables: Tables, path: Path) -> None:
-    """Loss in training and on validation against epochs, for each kind of data."""
-    from matplotlib.figure import Figure
-
-    names = [name for name in EXPERIMENTS if name.startswith("activation-") and tables[name]]
-    if not names:
-        return
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
-    panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
-    for name, column in zip(names, panels.T, strict=True):
-        variants = [*EXPERIMENTS[name].variants]
-        for loss, panel in zip(("train_loss", "val_loss"), column, strict=True):
-            draw_lines(panel, variants, tables[name], partial(by_epoch, loss))
-        column[0].set_title(EXPERIMENTS[name].title.split(": ")[1])
-        column[1].set_xlabel("epoch")
-    panels[0][0].set_ylabel("loss in training")
-    panels[1][0].set_ylabel("loss on validation")
-    lines, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=len(labels))
-    save(figure, path)
-
-
-def save(figure, path: Path) -> None:
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
 
 
 def write_between_marks(page: Path, text: str, marks: tuple[str, str]) -> None:

@@ -1,11 +1,9 @@
 """Real photographs: an AKOA-shaped folder, or ten classes, out of Fashion-MNIST.
 
     python benchmarks/garments.py build data/bags --garment bags --shift 2       # 14,000 PNGs
-    python train.py --data-dir data/bags --split-file data/bags/split.csv --image-size 28 28
-
     python benchmarks/garments.py classes data/fashion    # ten classes and a manifest; 70,000 PNGs
-    python train.py --data-dir data/fashion/manifest.csv --split-file data/fashion/split.csv \
-        --image-size 28 28
+
+docs/results.md has the flags of train.py: its default model is far larger than these need.
 
 The AKOA images are not public; these are. A garment as photographed is one side (right), the same
 photograph mirrored the other (left). 40 photographs make a scan, and a patient has two scans, RIGHT

@@ -40,7 +40,7 @@ from evaluation.calibration import calibrate  # noqa: E402
 from evaluation.predictions import Predictions, predict  # noqa: E402
 from evaluation.report import describe_test, test_figures  # noqa: E402
 from perceiver import Perceiver, fourier_positions  # noqa: E402
-from train import new_model, read_data, read_subsets, split_of  # noqa: E402
+from train import describe_epoch, new_model, read_data, read_subsets, split_of  # noqa: E402
 from training import runfolder  # noqa: E402
 from training.arguments import parse_args  # noqa: E402
 from training.epoch import Progress, at_a_time, train_one_epoch, validate  # noqa: E402
@@ -194,9 +194,9 @@ def fit_network(
         train_one_epoch(model, train, optimizer, progress, args, None, None, average)
         signals.check()
         row = validate(kept, subsets["val"], train, progress, args)
-        if row["val_loss"] < progress.best:
+        if is_best := row["val_loss"] < progress.best:
             best, epoch = copy.deepcopy(kept), progress.epoch
-        print(row, flush=True)
+        print(describe_epoch(row, args.epochs, is_best), flush=True)
         lowest, rows = min(progress.best, row["val_loss"]), [*progress.rows, row]
         progress = Progress(progress.epoch + 1, best=lowest, rows=rows)
     calibration = calibrate(predict(best, subsets["val"], at_a_time(args), args.amp))
@@ -232,7 +232,7 @@ def fit_regression(
         loss = F.cross_entropy(logits[number, "val"], subsets["val"].labels).item()
         seconds = round(time.perf_counter() - started, 2)
         rows.append({"epoch": number, "c": c, "val_loss": loss, "seconds": seconds})
-        print(rows[-1], flush=True)
+        print(f"C {c:g}  val loss {loss:.4f}  {seconds:.1f} s", flush=True)
     epoch = min(rows, key=lambda row: row["val_loss"])["epoch"]
     calibration = calibrate(Predictions(subsets["val"], logits[epoch, "val"]))
     tested = Predictions(subsets["test"], logits[epoch, "test"], calibration.temperature)
@@ -291,7 +291,7 @@ def run(args: argparse.Namespace) -> int:
     figures, rows = fit(args.reference, args, subsets)
     write_csv(folder / "metrics.csv", rows)
     write_json(folder / "test_metrics.json", figures)
-    print(*describe_test(figures), sep="\n")
+    print(*describe_test(figures), f"run folder: {folder}", sep="\n")
     return 0
 
 

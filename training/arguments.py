@@ -293,6 +293,8 @@ def check_recipe(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"{told}, or add --schedule exponential")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g}: expected fewer than --epochs")
+    if args.mixup and args.batch_size == 1:
+        parser.error("--mixup mixes the samples of a batch: --batch-size 1 has one alone")
     if args.augment_strength != 1 and not args.augment:
         parser.error("--augment-strength takes --augment: add it")
 

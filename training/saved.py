@@ -76,15 +76,17 @@ def resumed_args(
     before, now = result_arguments(run), result_arguments(args)
     if os.path.abspath(args.output_dir) != os.path.abspath(folder):
         before["output_dir"], now["output_dir"] = str(folder), str(args.output_dir)
-    changed = [
-        f"{as_typed(parser, name, given)} (the run was started {started_with(parser, name, value)})"
-        for name, given in now.items()
-        if name in before and given != (value := before[name])
-    ]
+    changed = [name for name in now if name in before and now[name] != before[name]]
     if changed:
+        told = [
+            f"{as_typed(parser, name, now[name])} (the run was started "
+            f"{started_with(parser, name, before[name])})"
+            for name in changed
+        ]
+        ends = f", and --schedule {run.schedule} ends where its --epochs do"
         parser.error(
-            f"{', '.join(changed)}: can't be changed on the way, because the result would; start "
-            "a new run"
+            f"{', '.join(told)}: can't be changed on the way, because the result would"
+            f"{ends if 'epochs' in changed else ''}; start a new run"
         )
     args.resume = args.output_dir = folder
     return args

@@ -15,7 +15,7 @@ import torch
 from conftest import TINY
 
 import train
-from benchmarks import evidence, evidence_pages, references
+from benchmarks import evidence, evidence_figures, evidence_pages, references
 from benchmarks.experiments import EXPERIMENTS, FEWER, phantoms
 from common.csv_tables import write_csv
 from common.files import locked
@@ -94,7 +94,7 @@ def test_figures_show_each_variant_and_leave_out_what_has_no_epochs(tmp_path):
         for name in names
     }
     tables["classes"][-1] = ROW | {"variant": "logistic regression", "seconds": "3"}
-    for draw in (evidence_pages.draw_classes, evidence_pages.draw_activations):
+    for draw in (evidence_figures.draw_classes, evidence_figures.draw_activations):
         draw(tables, path := tmp_path / f"{draw.__name__}.svg")
         assert path.stat().st_size > 10_000
         draw({name: [] for name in EXPERIMENTS}, empty := tmp_path / "empty.png")
@@ -133,6 +133,21 @@ def test_every_run_is_one_that_train_py_takes(more):
             data = [word.replace("{data}", "data") for word in experiment.data.flags]
             args = train.parse_args([*own, *more, *data])
             assert not (model and args.input == "scan")  # of slices alone
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--lr 1 --epochs 2 --lr 3 -b 8 --batch-size 4", "--epochs 2 --lr 3 --batch-size 4"),
+        ("--augment --image-size 28 28 --no-augment", "--image-size 28 28 --no-augment"),
+        (
+            "--clip-gradient -1 --image-size 8 8 --image-size 9 9",
+            "--clip-gradient -1 --image-size 9 9",
+        ),
+    ],
+)
+def test_of_flags_that_are_given_twice_the_last_is_shown(flags, told):
+    assert evidence_pages.last_of_each(flags) == told
 
 
 def test_the_command_in_the_page_is_the_model_of_its_table():

@@ -266,7 +266,9 @@ def test_where_a_cosine_ends_can_not_be_moved(whole, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--resume", str(whole), "--epochs", "9"])
     assert stopped.value.code == 2
-    assert "--epochs 9 (the run was started with --epochs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--epochs 9 (the run was started with --epochs" in error
+    assert "--schedule constant-cosine ends where its --epochs do" in error
 
 
 def test_what_cannot_be_changed_is_named_and_nothing_else(whole_run, capsys):
@@ -315,6 +317,7 @@ def test_a_run_of_before_there_were_optimizers_is_gone_on_with_by_adam_alone(
         ("--recipe adamw --optimizer adam", "--recipe adamw sets it: add --weight-decay 0"),
         ("--warmup-epochs 20", "--warmup-epochs 20: expected fewer than --epochs"),
         ("--recipe adamw --lr-decay 0.9", "--lr-decay has no effect on --schedule cosine"),
+        ("--mixup 0.2 -b 1", "--mixup mixes the samples of a batch: --batch-size 1 has one alone"),
         ("--augment-strength 2", "--augment-strength takes --augment"),
         ("--bend 0.1", "argument --bend: expected a number from 0 to 0.08, got 0.1"),
         ("--ema 1", "argument --ema: expected a number of at least 0 and below 1, got 1"),
