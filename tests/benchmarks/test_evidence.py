@@ -43,6 +43,7 @@ def test_each_run_is_made_once_and_a_killed_one_goes_on(tmp_path, monkeypatch, c
     assert [row["seed"] for row in rows] == ["3", "3"] and rows[0]["scans"] == rows[1]["scans"]
     assert rows[0]["slices"] and not rows[1]["slices"]
     assert len(calls) == 3  # data, and a run for each variant
+    assert "--quick: shows that it runs" in capsys.readouterr().out
     assert evidence.main(flags) == 0 and len(calls) == 3
     (tmp_path / "results" / "order.csv").unlink()
     assert evidence.main(flags) == 0
@@ -338,7 +339,9 @@ def test_a_table_that_is_whole_is_shown_also_where_nothing_can_be_run(
     runs = evidence.runs_of("permuted", [0], False)
     write_csv(tmp_path / "permuted.csv", [ROW | run.made_with for run in runs])
     assert evidence.main(["permuted", "--seeds", "0", "--results", str(tmp_path)]) == 0
-    assert "| small CNN, places known | 1 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| small CNN, places known | 1 |" in said
+    assert f"{tmp_path}/permuted.csv has all of it: name other --results" in said
 
 
 def test_columns_that_nobody_knows_are_kept_and_those_of_later_versions_may_be_missing(tmp_path):
