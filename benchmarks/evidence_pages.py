@@ -112,8 +112,7 @@ IN_README = [
         "bags, pixels permuted",
         "permuted",
         [
-            "Perceiver, places known",
-            "Perceiver, places unknown",
+            PLACES,
             "small CNN, places known",
             FEWER,
         ],

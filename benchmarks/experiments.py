@@ -143,11 +143,11 @@ def sides_of(
     if augmented:
         variants[f"Perceiver{AUGMENTED}"] = [*perceiver, *AUGMENT]
         variants[f"small CNN{AUGMENTED}"] = [*cnn, *AUGMENT]
+    more = f" Augmented rows have `{' '.join(AUGMENT)}`, too." if augmented else ""
     return Experiment(
         f"Sides of {garment}, {moved}",
         f"Is a photograph of {garment} as it was taken, or mirrored? Both networks have the same "
-        f"recipe and `--mirror-swap`, the Perceiver with batches of 16. {OF_FEWER} Augmented rows "
-        "have `--augment --augment-strength 0.5`, too.",
+        f"recipe and `--mirror-swap`, the Perceiver with batches of 16. {OF_FEWER}{more}",
         sides(garment, "--shift", str(shift)),
         variants | WITHOUT_A_NETWORK,
         ("slices correct", "with the mirror image", "parameters", "epochs", "minutes"),

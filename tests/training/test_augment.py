@@ -105,12 +105,12 @@ def test_half_the_strength_is_half_of_each_change():
     ]
     assert changes[1].abs().mean() > 5
     torch.testing.assert_close(2 * changes[0], changes[1], atol=1e-3, rtol=0)
-    centroids = [
+    columns = [  # how many bright pixels each holds
         (change(wedges(LABELS), LABELS, torch.arange(40))[0] > 100).float().mean((1, 2))
         for change in (halved, usual)
     ]
     still = (wedges(LABELS) > 100).float().mean((1, 2))
-    moved = [(each - still).abs().sum() for each in centroids]
+    moved = [(each - still).abs().sum() for each in columns]
     assert 0 < moved[0] < 0.8 * moved[1]
 
 
