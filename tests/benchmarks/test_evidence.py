@@ -186,7 +186,7 @@ def test_aims_are_reached_or_missed_by_the_means_of_runs():
     lines = evidence_pages.aims_table(tables).splitlines()[2:]
     assert lines == [
         "| ten classes, 20 minutes | 2 | 88.00% | 77.00% | **no** |",
-        "| ten classes | 2 | 3.0 points ahead of perceiver-pytorch | "
+        "| ten classes, 20 minutes | 2 | 3.0 points ahead of perceiver-pytorch | "
         "4.0 points ahead of perceiver-pytorch | yes |",
         f"| bags | 2 |  | 3.5 points behind {FEWER} |  |",
     ]
