@@ -93,7 +93,7 @@ IN_README = [
         "slices correct",
     ),
     (
-        "the same, larger, for longer",
+        "the same, for longer",
         "classes-long",
         [*EXPERIMENTS["classes-long"].variants],
         "slices correct",
