@@ -145,6 +145,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if error.filename2 and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise FileExistsError(f"another program made {path} meanwhile") from error
             named = str(error.filename or temporary)
             if error.errno and named.startswith(str(temporary)):  # such as a full disk
                 # The user knows the folder by the name that it was to get.

@@ -48,6 +48,16 @@ def test_a_folder_is_not_made_where_a_link_leads_to_itself(tmp_path):
     assert (tmp_path / "nothing" / "x").exists()
 
 
+def test_a_folder_that_another_program_made_meanwhile_is_left_to_it(tmp_path):
+    with (
+        pytest.raises(FileExistsError, match="another program made"),
+        whole_folder(tmp_path / "demo"),
+        whole_folder(tmp_path / "demo") as others,
+    ):
+        (others / "x").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["demo", "x"]
+
+
 @pytest.mark.parametrize("whole", [whole_file, whole_folder])
 def test_what_can_not_be_written_is_named_as_it_was_to_be_called(whole, tmp_path):
     with pytest.raises(OSError) as failed, whole(Path("/proc/out.csv")) as temporary:
