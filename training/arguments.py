@@ -145,6 +145,11 @@ def not_negative(text: str) -> float:
     return number_of(float, text, "a number of at least 0", lambda value: 0 <= value < math.inf)
 
 
+def weight_decay(text: str) -> float:
+    expected = "a number from 0 to 1000"
+    return number_of(float, text, expected, lambda value: 0 <= value <= 1000)
+
+
 def strength(text: str) -> float:
     return number_of(float, text, "a number above 0 and at most 4", lambda value: 0 < value <= 4)
 
@@ -192,7 +197,7 @@ def make_parser() -> Parser:
     add("--lr-decay", type=fraction, default=0.995, metavar="X", help=factor)
     rise = "over which the learning rate rises in a line"
     add("--warmup-epochs", type=not_negative, default=0.0, metavar="X", help=rise)
-    add("--weight-decay", type=not_negative, default=0.0, metavar="X", help=DECAY)
+    add("--weight-decay", type=weight_decay, default=0.0, metavar="X", help=DECAY)
     most = "largest norm of a step's gradient; a larger one is made shorter (0: none is)"
     add("--clip-gradient", type=not_negative, metavar="X", help=most)
     smooth = "share of a label's weight that goes to all classes alike"

@@ -320,6 +320,7 @@ def test_a_run_of_before_there_were_optimizers_is_gone_on_with_by_adam_alone(
         ("--mixup 0.2 -b 1", "--mixup mixes the samples of a batch: --batch-size 1 has one alone"),
         ("--augment-strength 2", "--augment-strength takes --augment"),
         ("--bend 0.1", "argument --bend: expected a number from 0 to 0.08, got 0.1"),
+        ("--weight-decay 1e39", "argument --weight-decay: expected a number from 0 to 1000, got "),
         ("--ema 1", "argument --ema: expected a number of at least 0 and below 1, got 1"),
         ("--mixup nan", "argument --mixup: expected a number of at least 0, got nan"),
         ("--clip-gradient -1", "argument --clip-gradient: expected a number of at least 0, got -1"),
