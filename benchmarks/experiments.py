@@ -44,7 +44,8 @@ def sides(garment: str, *flags: str) -> Data:
 def ten_classes(*flags: str) -> Data:
     command = ["benchmarks/garments.py", "classes", "{data}", *flags]
     split = ["--split-file", "{data}/split.csv"]
-    return Data(command, ["--data-dir", "{data}/manifest.csv", *split], ["--limit", "400"])
+    few = ["--limit", "1500"]  # each twelfth ten of a class is for validation
+    return Data(command, ["--data-dir", "{data}/manifest.csv", *split], few)
 
 
 # ---- settings ------------------------------------------------------------------------------------

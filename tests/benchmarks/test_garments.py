@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks import garments
+from benchmarks.experiments import EXPERIMENTS
 from dataset import list_labelled, load_dataset, split
 
 PROGRAM = Path(garments.__file__)
@@ -25,10 +26,12 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return header + array.astype(np.uint8).tobytes()
 
 
-def write_source(folder: Path, gzipped: bool = True, bags: int = 210, size: int = 12) -> Path:
+def write_source(
+    folder: Path, gzipped: bool = True, bags: int = 210, size: int = 12, labels=None
+) -> Path:
     """Noise that is brighter on the right: bags and shirts, four in five in the train files."""
     rng = np.random.default_rng(0)
-    labels = np.array([BAG] * bags + [SHIRT] * 30)
+    labels = np.array([BAG] * bags + [SHIRT] * 30 if labels is None else labels)
     rng.shuffle(labels)
     images = rng.integers(0, 150, size=(len(labels), size, size))
     images[:, :, size // 2 :] += 40
@@ -283,6 +286,15 @@ def test_classes_are_limited_and_never_written_over(manifest, tmp_path, capsys):
     assert garments.main(arguments) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["few"]
+
+
+def test_the_few_photographs_of_a_quick_run_have_all_classes_in_all_subsets(tmp_path):
+    source = write_source(tmp_path / "source", labels=[*range(10)] * 190)
+    few = EXPERIMENTS["classes"].data.quick
+    assert garments.main(["classes", f"{tmp_path}/few", *few, "--source", str(source)]) == 0
+    with (tmp_path / "few" / "split.csv").open(newline="") as file:
+        found = {(row["subset"], row["scan"].split("/")[0]) for row in csv.DictReader(file)}
+    assert len(found) == 3 * 10
 
 
 def test_damaged_source_of_classes_leaves_nothing(tmp_path, capsys):
