@@ -9,8 +9,9 @@
 
 Each run is a run folder below --folder, and a row of benchmarks/results/<experiment>.csv: settings,
 seed, what the test said, seconds, versions, processor. A run whose row is there is not made again;
-one that was killed goes on. Checkpoint and calibration of a run are chosen on validation. Several
-of these programs may share a folder and its tables, as long as each makes other runs.
+one that was killed goes on; one of references.py starts anew. Checkpoint and calibration of a run
+are chosen on validation. Several of these programs may share a folder and its tables, as long as
+each makes other runs.
 What photographs are made of: see benchmarks/garments.py.
 
 Exit codes: 0 done, 1 a run failed or what was named can't be made here, 2 bad arguments or a

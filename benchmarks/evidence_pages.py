@@ -71,9 +71,9 @@ AIMS = [
     Aim("slices of synthetic knees", "knees", "slices", 0.9945),
     Aim("scans, as means of slices", "knees", "slices", 1.0, column="scans correct"),
     Aim("ten classes, 20 minutes", "classes", "Perceiver", 0.88),
-    Aim("ten classes, 90 minutes", "classes-long", "Perceiver", 0.9),
+    Aim("ten classes, 90 minutes", "classes-long", "larger Perceiver", 0.9),
     Aim("ten classes, 20 minutes", "classes", "Perceiver", 0.03, "perceiver-pytorch"),
-    Aim("ten classes, 90 minutes", "classes-long", "Perceiver", 0.03, "perceiver-pytorch"),
+    Aim("ten classes, 90 minutes", "classes-long", "larger Perceiver", 0.03, "perceiver-pytorch"),
     Aim("ten classes", "classes", "Perceiver", None, "small CNN"),
     Aim("bags", "bags", "Perceiver", None, FEWER),
     Aim("bags, both augmented", "bags", f"Perceiver{AUGMENTED}", None, f"small CNN{AUGMENTED}"),
@@ -115,6 +115,7 @@ IN_README = [
         [
             PLACES,
             "small CNN, places known",
+            "Perceiver, places unknown",
             FEWER,
         ],
         "slices correct",
@@ -183,21 +184,26 @@ def table(name: str, rows: list[dict]) -> str:
             if experiment.to_reach:
                 cells.append(epochs_to(experiment.to_reach, own))
             lines.append(f"| {' | '.join(cells)} |")
-    of_slices = "scans correct" not in names and all(row.get("slices") for row in rows)
-    unit = "slices" if of_slices else "patients"
-    notes = [f"`evidence.py {name}`.", measured_on(rows, unit), by_chance(rows)]
+    notes = [f"`evidence.py {name}`.", measured_on(name, rows), by_chance(rows)]
     notes.append(flags_of_first(name, rows))
     return "\n".join([*lines, "", " ".join(note for note in notes if note)])
 
 
-def measured_on(rows: list[dict], unit: str) -> str:
+def tested_on(name: str, rows: list[dict]) -> str:
+    """How many patients a run, or slices if no scans are counted."""
+    of_scans = "scans correct" in EXPERIMENTS[name].columns and cell("scans correct", rows)
+    unit = "slices" if not of_scans and all(row.get("slices") for row in rows) else "patients"
     counts = sorted({int(row[unit]) for row in rows})
-    tested = f"{counts[0]:,} {unit}" if len(counts) == 1 else None
-    tested = tested or f"{counts[0]:,} to {counts[-1]:,} {unit}"
+    lowest_and_highest = dict.fromkeys([counts[0], counts[-1]])
+    return f"{' to '.join(f'{count:,}' for count in lowest_and_highest)} {unit}"
+
+
+def measured_on(name: str, rows: list[dict]) -> str:
     threads = {f"{row['processor']}, {counted(int(row['threads']), 'thread')}" for row in rows}
     unknown = sum(not row.get("commit") for row in rows)
     note = f" The commit of {counted(unknown, 'run')} was not recorded." if unknown else ""
-    return f"Tested on {tested} a run. Measured on {', '.join(sorted(threads))}.{note}"
+    tested = f"Tested on {tested_on(name, rows)} a run."
+    return f"{tested} Measured on {', '.join(sorted(threads))}.{note}"
 
 
 def flags_of_first(name: str, rows: list[dict]) -> str:
@@ -315,12 +321,14 @@ def as_aim(value: float | None, ahead_of: str | None) -> str:
 
 
 def short_table(tables: Tables) -> str:
-    lines = ["| data | model | runs | correct | minutes |", "| --- | --- | --: | --- | --- |"]
+    lines = ["| data | model | runs | each tested on | correct | minutes |"]
+    lines.append("| --- | --- | --: | --- | --- | --- |")
     for data, experiment, variants, column in IN_README:
         for variant in variants:
             if own := [row for row in tables[experiment] if row["variant"] == variant]:
                 model = "Perceiver" if variant in ("slices", "whole scans") else variant
-                cells = [data, model, str(len(own)), cell(column, own), cell("minutes", own)]
+                cells = [data, model, str(len(own)), tested_on(experiment, own)]
+                cells += [cell(column, own), cell("minutes", own)]
                 lines.append(f"| {' | '.join(cells)} |")
                 data = ""
     return "\n".join(lines)
