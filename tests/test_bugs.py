@@ -100,7 +100,7 @@ def test_a_batch_of_a_wrong_size_is_a_bug(reduction, arguments_of, monkeypatch, 
 @pytest.mark.parametrize(
     "program, function",
     [
-        ("train.py", "evaluation.plots.draw_roc"),
+        pytest.param("train.py", "evaluation.plots.draw_roc", marks=pytest.mark.slow),
         ("train.py", "evaluation.curves.draw_curves"),
         ("predict.py", "evaluation.plots.draw_montage"),
         ("dataset.py", "scans.overview.draw_contact_sheet"),
@@ -121,6 +121,7 @@ def test_a_bug_in_the_lister(program, arguments_of, monkeypatch, capsys):
     assert_traceback(program, arguments_of(program), ValueError, capsys)
 
 
+@pytest.mark.slow
 def test_a_bug_ends_a_program_with_a_traceback_and_not_with_exit_2(arguments_of):
     code = (
         "import runpy, sys\n"

@@ -294,6 +294,7 @@ def test_unusable_arguments_exit_2_and_are_named(phantoms, capsys, arguments, me
     assert code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, said",
     [
@@ -327,6 +328,7 @@ def test_outputs_are_tried_before_the_work(tmp_path, flags, said):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.png", "out", "pipe"]
 
 
+@pytest.mark.slow
 def test_a_broken_matplotlib_is_found_before_the_work(tmp_path):
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "matplotlib.py").write_text("raise ImportError('of another NumPy')")

@@ -85,6 +85,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow
 def test_programs_print_no_control_character_of_a_name(hostile, tmp_path):
     root, model = hostile["root"], hostile["model"]
     assert run(tmp_path, "dataset.py", root, *SCAN).returncode == 0
@@ -96,6 +97,7 @@ def test_programs_print_no_control_character_of_a_name(hostile, tmp_path):
         assert run(tmp_path, "predict.py", model, root, *more).returncode in (0, 3)
 
 
+@pytest.mark.slow
 def test_programs_print_no_control_character_of_what_is_damaged(hostile, tmp_path):
     damaged, model = hostile["damaged"], hostile["model"]
     for command in (
@@ -111,6 +113,7 @@ def test_programs_print_no_control_character_of_what_is_damaged(hostile, tmp_pat
         assert run(tmp_path, *command).returncode in (1, 2), command
 
 
+@pytest.mark.slow
 def test_slices_that_are_written_are_read_back_by_the_same_names(hostile, tmp_path):
     out = tmp_path / "out"
     command = ["dataset.py", hostile["root"], *SCAN]

@@ -75,6 +75,7 @@ def of_manifest(manifest) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run, classes", [("of_folders", CLASSES), ("of_manifest", sorted(CLASSES))], ids=lambda x: x[0]
 )
@@ -117,6 +118,7 @@ def test_left_and_right_have_the_files_that_they_always_had(finished_run):
     assert list(row) == ["subset", "label", "patient", "scan", "slices"]
 
 
+@pytest.mark.slow
 def test_predictions_have_the_classes_of_the_checkpoint(of_folders, bands, tmp_path, capsys):
     """predict.py has no --classes: the folders are read as those that were trained on."""
     checkpoint = str(of_folders / "best.pt")
@@ -144,6 +146,7 @@ def test_predictions_have_the_classes_of_the_checkpoint(of_folders, bands, tmp_p
     assert "  top     p_top " in capsys.readouterr().out  # of more than two: that of the label
 
 
+@pytest.mark.slow
 def test_audit_finds_the_scan_with_a_wrong_label(of_folders, bands, tmp_path, capsys):
     """The top band of p3 lies with those at the bottom."""
     folder = tmp_path / "archive"
@@ -157,6 +160,7 @@ def test_audit_finds_the_scan_with_a_wrong_label(of_folders, bands, tmp_path, ca
     assert lines[1:] == [f"{3 * PATIENTS} scans: 23 ok, 1 mismatch, 0 unsure, 0 unknown"]
 
 
+@pytest.mark.slow
 def test_attention_is_drawn_for_three_classes(of_folders, bands, tmp_path):
     files = [str(bands / label / f"p1_{i}.png") for label in ("top", "bottom") for i in (0, 1)]
     flags = ["--attention", str(tmp_path / "attention")]
@@ -168,6 +172,7 @@ def test_attention_is_drawn_for_three_classes(of_folders, bands, tmp_path):
         assert Image.open(picture).convert("L").getextrema() == (0, 255)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_says_what_predict_says(of_folders, bands, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -184,6 +189,7 @@ def test_onnx_runtime_says_what_predict_says(of_folders, bands, tmp_path):
     np.testing.assert_allclose(shares, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_calls_of_a_notebook_give_what_the_programs_gave(of_folders, manifest, bands):
     listing = list_labelled(bands, CLASSES)
     dataset = load_dataset(listing, (16, 16))
@@ -207,6 +213,7 @@ def test_the_calls_of_a_notebook_give_what_the_programs_gave(of_folders, manifes
     }
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_a_manifest_ends_like_a_whole_one(
     of_manifest, manifest, tmp_path, monkeypatch
 ):

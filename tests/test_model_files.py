@@ -279,6 +279,7 @@ def load_in_a_process(*paths: Path) -> tuple[list[str], int]:
     return lines, int(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
 def test_what_a_file_claims_is_refused_before_it_takes_memory_or_time(tmp_path):
     save(randomised(), tmp_path / "whole.pt")

@@ -19,6 +19,7 @@ def test_it_is_committed_as_it_ran_without_an_error():
     assert len(pictures) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("CI" not in os.environ, reason="takes a minute or two; CI=1 runs it")
 def test_it_runs_from_top_to_bottom():
     from nbclient import NotebookClient

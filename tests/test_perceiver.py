@@ -62,6 +62,7 @@ def test_logits_and_gradients_equal_perceiver_pytorch(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("products", ["BLAS", "oneDNN"])
 def test_default_model_equals_perceiver_pytorch(monkeypatch, products):
     """At the experiment's sizes layers take other paths (oneDNN) than at those above."""
@@ -250,6 +251,7 @@ def test_checkpointed_latents_change_no_number(dropout):
         assert torch.equal(usual, checkpointed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
 def test_compiled_latent_layers_change_nothing():
     model = randomised(depth=2)

@@ -75,6 +75,7 @@ def pipe_folders(root: Path) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_pipes_in_folders_are_named_and_not_waited_for(tmp_path, checkpoint):
     folders = pipe_folders(tmp_path / "data")
     cache = ["--cache-dir", tmp_path / "cache"]
@@ -93,6 +94,7 @@ def test_pipes_in_folders_are_named_and_not_waited_for(tmp_path, checkpoint):
                 assert "a pipe" in text or "a device" in text, (program, arguments, text)
 
 
+@pytest.mark.slow
 def test_pipes_on_the_command_line_are_named(tmp_path, checkpoint, knees):
     for name in ("pipe", "pipe.csv", "pipe.nii", "pipe.png"):
         os.mkfifo(tmp_path / name)
@@ -145,6 +147,7 @@ def load(data: Path, cache: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_pipes_in_the_cache_are_replaced(tmp_path):
     """Pixels, what is known of them, copies and headers."""
     pytest.importorskip("SimpleITK")
@@ -163,6 +166,7 @@ def test_pipes_in_the_cache_are_replaced(tmp_path):
     assert all(path.is_file() for path in kept)
 
 
+@pytest.mark.slow
 def test_an_endless_list_is_refused(tmp_path, checkpoint):
     """`predict.py CK - < /dev/zero` took 7 GB in 8 seconds."""
     code = "import predict; print(predict.main([{!r}, '-'])); "
@@ -196,6 +200,7 @@ def test_names_on_standard_input_are_read_as_they_are(content, names):
     assert list(read_names(io.BytesIO(content))) == names
 
 
+@pytest.mark.slow
 def test_standard_input_is_read_once(tmp_path, checkpoint):
     (text,) = run_each("predict", [[checkpoint, "-", "-"]], tmp_path)
     assert "- is given twice" in text and text.endswith("exit 2")

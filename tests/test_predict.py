@@ -325,6 +325,7 @@ def test_scans_of_two_folders_stay_apart_and_are_those_of_training(
     assert [len(scan) for scan in by_scan(listing.slices).values()] == [40, 40]
 
 
+@pytest.mark.slow
 def test_paths_from_standard_input_keep_the_sides_of_their_folders(finished_run, knees, tmp_path):
     folders_of_sides(tmp_path / "A", knees, 8, "p01_{i}.png", swap=True)
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", "-", "--audit"]
@@ -411,6 +412,7 @@ def test_nothing_that_can_be_read_is_a_row_with_the_error_and_exit_1(
     assert read_csv(output / "scans.csv") == []
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_one_line_and_exit_1(finished_run, knees):
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", knees]
     with open("/dev/full", "w") as full:
@@ -434,6 +436,7 @@ def test_what_is_no_file_or_folder_is_named_by_kind(finished_run, knees, tmp_pat
         assert capsys.readouterr().err == told
 
 
+@pytest.mark.slow
 def test_without_matplotlib_attention_is_refused_before_the_work(finished_run, knees, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')")
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", knees]

@@ -93,6 +93,7 @@ def test_normalisation_comes_from_training_slices_alone(finished_run, knees):
     assert preprocessing["classes"] == ["left", "right"]
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_run_and_another_seed_another(finished_run, knees, tmp_path):
     for seed in ("0", "1"):
         arguments = ["--data-dir", str(knees), "--output-dir", str(tmp_path / seed), *TINY]
@@ -213,6 +214,7 @@ def test_a_class_that_is_not_in_train_is_refused(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_tested_leaves_figures_out_and_says_so(tmp_path, capsys):
     write_knees(tmp_path / "knees", patients=5, slices=3)
     for path in (tmp_path / "knees").glob("OAI900000[34]*RIGHT*"):
@@ -278,6 +280,7 @@ def test_each_model_argument_has_a_flag_with_the_same_default():
             assert args[name] == parameter.default, name
 
 
+@pytest.mark.slow
 def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
     write_knees(tmp_path / "knees", patients=3, slices=2)
     command = [sys.executable, ROOT / "train.py", "--data-dir", "knees", *TINY]
@@ -293,6 +296,7 @@ def test_command_line_prints_a_line_an_epoch_and_no_bar_into_a_file(tmp_path):
     assert done.returncode == 0 and "expected " in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_next_command_compares_with_the_labels_of_a_manifest(knees, tmp_path):
     """Names tell nothing: the command that is printed names the manifest."""
     (tmp_path / "my images").mkdir()
@@ -313,6 +317,7 @@ def test_the_next_command_compares_with_the_labels_of_a_manifest(knees, tmp_path
     assert done.stdout.count(", expected ") == 16 and "unknown" not in done.stdout
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_scalars_and_pictures(knees, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -67,6 +67,7 @@ def predicted(run: Path, paths: list, folder: Path, code: int = 0) -> list[dict]
     return rows_of(folder / "scans.csv")
 
 
+@pytest.mark.slow
 def test_the_order_of_slices_is_learned_and_by_slices_it_can_not_be(run, ordered, tmp_path):
     metrics = json.loads((run / "test_metrics.json").read_text())
     assert metrics["scans"]["accuracy"] == 1 and "slices" not in metrics
@@ -80,6 +81,7 @@ def test_the_order_of_slices_is_learned_and_by_slices_it_can_not_be(run, ordered
     assert metrics["slices"]["accuracy"] < 0.75
 
 
+@pytest.mark.slow
 def test_reversed_scans_are_of_the_other_side_and_shuffled_ones_of_none(run, ordered, tmp_path):
     turned, mixed, rng = tmp_path / "turned", tmp_path / "mixed", random.Random(0)
     turned.mkdir(), mixed.mkdir()
@@ -98,6 +100,7 @@ def test_reversed_scans_are_of_the_other_side_and_shuffled_ones_of_none(run, ord
     assert 0.2 < np.mean(agree) < 0.8
 
 
+@pytest.mark.slow
 def test_paths_come_in_any_order_and_scans_in_any_length(run, ordered, tmp_path, capsys):
     scan = sorted(ordered.glob(name_of(1, "LEFT", 0).replace("_0.png", "_*.png")))
     (row,) = predicted(run, scan, tmp_path / "a")
@@ -118,6 +121,7 @@ def test_paths_come_in_any_order_and_scans_in_any_length(run, ordered, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_what_is_no_whole_scan_is_named_and_the_others_go_on(run, ordered, tmp_path, capsys):
     folder = tmp_path / "knees"
     shutil.copytree(ordered, folder)
@@ -143,6 +147,7 @@ def test_what_is_no_whole_scan_is_named_and_the_others_go_on(run, ordered, tmp_p
         assert "slices, expected a whole scan" in table[0]["error"].replace("slice,", "slices,")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(run, ordered, tmp_path):
     flags = ["--augment", "--mirror-swap", "--data-dir", str(ordered)]
     folder = tmp_path / "run"
@@ -151,6 +156,7 @@ def test_a_resumed_run_is_the_same_run(run, ordered, tmp_path):
     assert_same_run(folder, run)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(ordered, tmp_path):
     common = [*FLAGS, "--epochs", "2", "-b", "5", "--data-dir", str(ordered)]
     found = []
@@ -166,6 +172,7 @@ def test_two_processes_do_what_one_does(ordered, tmp_path):
             assert float(one[key]) == pytest.approx(float(two[key]), abs=5e-5), key
 
 
+@pytest.mark.slow
 def test_exported_model_reads_scans(run, ordered, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "scans.onnx"
@@ -177,6 +184,7 @@ def test_exported_model_reads_scans(run, ordered, tmp_path):
     assert np.abs(logits - model.predict_logits(pixels).numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_pictures_show_all_of_a_scan(run, ordered, tmp_path):
     scan = sorted(map(str, ordered.glob(name_of(1, "RIGHT", 0).replace("_0.png", "_*.png"))))
     assert predict.main([str(run / "best.pt"), *scan, "--attention", str(tmp_path / "drawn")]) == 0
@@ -236,6 +244,7 @@ def test_query_scale_multiplies_the_first_queries_and_nothing_else(ordered, tmp_
         assert torch.equal(factor * weight, models[1][name]), name
 
 
+@pytest.mark.slow
 def test_volumes_of_several_directions_are_refused_and_a_plane_reads_them(tmp_path, capsys):
     sitk = pytest.importorskip("SimpleITK")
     rng = np.random.default_rng(0)
@@ -276,6 +285,7 @@ def test_volumes_of_several_directions_are_refused_and_a_plane_reads_them(tmp_pa
     assert "go to RIP, but those that were trained on to LIP; a model" in said.err
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_keeps_of_scans_is_checked(run, ordered, tmp_path, capsys):
     for values in (
         {"slices": None},
@@ -293,6 +303,7 @@ def test_what_a_checkpoint_keeps_of_scans_is_checked(run, ordered, tmp_path, cap
         assert said.startswith(f"predict.py: {tmp_path / 'odd.pt'}: ") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_renumbered_slices_are_other_data_for_a_resumed_run(run, ordered, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(ordered, tmp_path / "knees")

@@ -11,6 +11,7 @@ from dataset import list_labelled
 from scans.slices import by_scan
 
 
+@pytest.mark.slow
 def test_each_archive_has_wrong_scans_of_its_own_and_they_are_listed(tmp_path):
     lists = {}
     for share in (0.05, 0.5):
@@ -35,6 +36,7 @@ def short(monkeypatch):
     monkeypatch.setattr(audit, "TINY", flags.split())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("CI" not in os.environ, reason="CI=1 runs it: half a minute")
 def test_a_row_counts_what_is_found_and_the_table_gives_shares(tmp_path, short, capfd):
     flags = ["--shares", "0.2", "--seeds", "0", "--patients", "6", "--folder", str(tmp_path / "w")]

@@ -27,6 +27,7 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_run_is_made_once_and_a_killed_one_goes_on(tmp_path, monkeypatch, capsys):
     calls, call = [], evidence.call
 
@@ -53,6 +54,7 @@ def test_each_run_is_made_once_and_a_killed_one_goes_on(tmp_path, monkeypatch, c
     assert [[row[k] for k in measured] for row in again] == [[r[k] for k in measured] for r in rows]
 
 
+@pytest.mark.slow
 def test_a_run_that_shows_a_leak_is_measured_though_its_split_leaks(tmp_path):
     flags = ["leak", "--quick", "--seeds", "0", "--folder", str(tmp_path / "work")]
     assert evidence.main([*flags, "--results", str(tmp_path)]) == 0
@@ -102,6 +104,7 @@ def test_figures_show_each_variant_and_leave_out_what_has_no_epochs(tmp_path):
         assert not empty.exists()
 
 
+@pytest.mark.slow
 def test_what_a_row_says_of_a_model_is_what_its_test_said(knees, tmp_path):
     flags = [*TINY, "--mirror-swap", "--epochs", "3", "--depth", "3"]
     more = ["--data-dir", str(knees), "--output-dir", str(tmp_path)]
@@ -230,6 +233,7 @@ def test_of_a_search_for_c_nothing_is_called_epochs_and_all_seconds_count(knees,
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_after_a_run_that_fails_the_one_beside_it_gets_its_row(tmp_path, monkeypatch, capsys):
     good = evidence.EXPERIMENTS["order"].variants["slices"]
     variants = {"good": good, "bad": ["--depth", "0"], "next": [*good, "--lr", "0.1"]}
@@ -255,6 +259,7 @@ sys.exit(evidence.main())
 """
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_program_alone_ends_its_runs_and_the_command_goes_on(tmp_path):
     words = ["order", "--seeds", "3", "--jobs", "2", "--folder", str(tmp_path / "work")]
     command = [sys.executable, "-c", STOPPED, *words, "--results", str(tmp_path)]
@@ -275,6 +280,7 @@ def test_sigterm_to_the_program_alone_ends_its_runs_and_the_command_goes_on(tmp_
     assert [(row["variant"], row["epochs"]) for row in rows] == [("one", "40"), ("two", "40")]
 
 
+@pytest.mark.slow
 def test_data_that_two_programs_need_is_made_once(tmp_path):
     data = phantoms("--patients", "3")
     with ThreadPoolExecutor(2) as pool:

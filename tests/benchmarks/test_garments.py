@@ -128,6 +128,7 @@ def remove(source: Path):
     (source / "t10k-labels-idx1-ubyte.gz").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -23,7 +23,18 @@ def rows_of(folder: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", [*references.NETWORKS, "logistic-regression"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patch-transformer",
+        "logistic-regression",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in references.NETWORKS
+            if name != "patch-transformer"
+        ),
+    ],
+)
 def test_a_reference_learns_and_leaves_a_run_folder(name, knees, tmp_path, capsys):
     flags = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run"), *FLAGS]
     assert references.main([name, *flags, "--epochs", "12"]) == 0
@@ -36,6 +47,7 @@ def test_a_reference_learns_and_leaves_a_run_folder(name, knees, tmp_path, capsy
     assert "slices right" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_perceiver_pytorch_trained_so_is_ours(knees, tmp_path):
     """The same first weights, batches, recipe and function give the same losses."""
     flags = ["--data-dir", str(knees), *FLAGS, "--augment", "--mirror-swap"]

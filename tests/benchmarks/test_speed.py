@@ -32,6 +32,7 @@ def arguments(rounds: int = 2) -> argparse.Namespace:
     return argparse.Namespace(device="cpu", amp=False, rounds=rounds)
 
 
+@pytest.mark.slow
 def test_each_model_is_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(speed, "MOST_ROUNDS", 1)  # others may be busy
     large = {
@@ -75,6 +76,7 @@ def test_the_demo_case_is_the_demo():
     )
 
 
+@pytest.mark.slow
 def test_short_steps_are_repeated_and_their_mean_is_one_steps(monkeypatch):
     with speed.processes(("ours",), TINY, "cpu", False) as ask:
         ask("ours", "train")
@@ -130,6 +132,7 @@ def test_busy_rounds_are_discarded_and_measured_again(others, kept, discarded, m
     assert f"{kept[1]:.1%} (median), {kept[2]:.1%} at most" in text
 
 
+@pytest.mark.slow
 def test_counted_operations_grow_with_the_batch_and_hold_the_known_products():
     once, twice = (speed.count_operations(speed.Case((8, 8), batch, {})) for batch in (1, 2))
     assert 1.9 < twice / once < 2

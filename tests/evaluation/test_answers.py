@@ -104,6 +104,7 @@ def many(knees, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_what_was_predicted(finished_run, many, tmp_path):
     output = tmp_path / "new" / "out"
     limit = 140_000  # bytes of a file
@@ -155,6 +156,7 @@ def test_a_table_that_fails_at_its_end_loses_no_line(
         assert path.read_text() == "of an earlier run"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_soon_with_what_is_known_and_leaves_no_half_file(finished_run, many, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", many, "-o", output]
@@ -176,6 +178,7 @@ def test_ctrl_c_ends_soon_with_what_is_known_and_leaves_no_half_file(finished_ru
     assert len(list(output.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_tables_are_ended_where_nobody_reads_the_lines(finished_run, many, tmp_path):
     command = [sys.executable, ROOT / "predict.py", finished_run / "best.pt", many]
     for flags, code in ((["-o", tmp_path / "out"], 1), ([], 1)):
@@ -224,6 +227,7 @@ def test_slices_that_have_no_room_together_are_fewer_at_a_time(
     assert len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
 def test_a_batch_takes_what_is_counted():
     code = """

@@ -35,6 +35,7 @@ def test_temperature_is_where_the_likelihood_is_highest():
     assert 0.1 < fitted < 1  # sure, but not boundlessly
 
 
+@pytest.mark.slow
 def test_temperature_of_three_classes_is_where_the_smoothed_likelihood_is_highest():
     rng = np.random.default_rng(1)
     labels = rng.choice(3, 600, p=[0.6, 0.3, 0.1])
@@ -67,6 +68,7 @@ def test_the_tanh_of_two_classes_and_the_softmax_of_more_are_one_function():
     assert softmax_of_margins((logits[:, 1:] - logits[:, :1]).numpy()) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_temperature_stays_1_where_patients_do_not_agree_on_another():
     """Too sure in one patient, too unsure in the other nine: no T is better for certain."""
     labels = np.tile([0, 1], 500)

@@ -51,6 +51,7 @@ def test_a_mean_is_exact_and_finite_however_sure_the_folds_are(folds, new, tmp_p
         assert np.abs(found.probabilities - np.mean(each, axis=0)).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_predictions_of_new_patients_as_a_user_runs_it(folds, new, tmp_path):
     command = [sys.executable, ROOT / "predict.py", folds, new, "-o", tmp_path / "mean"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -131,6 +132,7 @@ def test_a_damaged_file_is_a_row_and_the_others_go_on(folds, new, tmp_path, caps
     assert len(read_csv(tmp_path / "out" / "scans.csv")) == 4
 
 
+@pytest.mark.slow
 def test_models_of_whole_scans_have_a_mean(knees_of_nine, old, new, tmp_path, capsys):
     flags = "--input scan --slices 4 -b 4 --epochs 2 --max-freq 4 --depth 1".split()
     train_folds(old, tmp_path / "folds", flags)

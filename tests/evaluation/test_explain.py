@@ -188,6 +188,7 @@ def test_target_that_is_no_class_is_refused(target):
         saliency(model, images, target)
 
 
+@pytest.mark.slow
 def test_montage_is_in_the_order_of_slices_whatever_that_of_the_paths(tmp_path, monkeypatch):
     """Each slice has a grey of its own; the paths come as a shell's glob gives them."""
     folder, numbers = tmp_path / "knees", range(12)

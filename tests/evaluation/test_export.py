@@ -59,10 +59,13 @@ def assert_same(model: Perceiver, session: onnxruntime.InferenceSession, tempera
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(weight_tie_layers=True, activation="geglu"),
+        pytest.param(dict(weight_tie_layers=True, activation="geglu"), marks=pytest.mark.slow),
         dict(weight_tie_layers=False, activation="gelu", cross_heads=2, num_classes=3),
         # Heads narrower than a token: with keys and values.
-        dict(cross_dim_head=8, cross_heads=2, self_per_cross_attn=2, checkpoint_latents=True),
+        pytest.param(
+            dict(cross_dim_head=8, cross_heads=2, self_per_cross_attn=2, checkpoint_latents=True),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["1-tied-geglu", "2-untied-gelu", "narrow-heads"],
 )
@@ -71,6 +74,7 @@ def test_onnx_runtime_gives_the_same_for_any_batch(arguments, tmp_path):
     assert_same(model, exported(model, tmp_path / "model.onnx"))
 
 
+@pytest.mark.slow
 def test_sizes_of_the_experiment(tmp_path):
     """Here layers take oneDNN outside of an export. A greater depth repeats the same sizes."""
     model = Perceiver(depth=1)
@@ -78,6 +82,7 @@ def test_sizes_of_the_experiment(tmp_path):
     assert_same(model, exported(model, tmp_path / "model.onnx"))
 
 
+@pytest.mark.slow
 def test_file_says_how_to_prepare_inputs_and_calibrates(tmp_path):
     model = trained()
     model.calibration = {"temperature": 2.5}
@@ -96,6 +101,7 @@ def test_file_says_how_to_prepare_inputs_and_calibrates(tmp_path):
     onnx.checker.check_model(content, full_check=True)
 
 
+@pytest.mark.slow
 def test_model_stays_as_it_is(tmp_path):
     """The exporter's tensors without numbers must not stay among the position features."""
     model, pixels = trained(depth=1).train(), torch.zeros(2, 1, 18, 25)
@@ -131,12 +137,14 @@ def run_export(path: Path, *folders: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_export_is_silent(tmp_path):
     done = run_export(tmp_path / "model.onnx")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_missing_package_is_one_line_that_says_what_to_install(tmp_path, monkeypatch):
     line = "--export needs: pip install -r requirements-extra.txt"
     (tmp_path / "onnxscript.py").write_text("raise ImportError('blocked')")

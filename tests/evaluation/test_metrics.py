@@ -43,6 +43,7 @@ def test_three_classes_by_hand_and_the_first_of_equal_probabilities_is_predicted
     assert scored["brier_score"]["value"] == pytest.approx(np.mean(errors))
 
 
+@pytest.mark.slow
 def test_interval_is_over_patients_and_not_over_slices():
     """20 patients of 100 slices, 15 wholly right and 5 wholly wrong: like 20 coins, not 2,000."""
     patients = np.repeat(np.arange(20), 100)
@@ -125,6 +126,7 @@ def test_measures_and_their_intervals_are_those_of_scikit_learn_on_drawn_patient
         assert_figure(scored[name], measure, draws, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_figures_of_k_classes_are_those_of_scikit_learn_on_drawn_patients(monkeypatch, k):
     from sklearn import metrics as sk

@@ -17,6 +17,7 @@ from scans.label_tables import read_labels
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+pytestmark = pytest.mark.slow
 THREE = ["top", "middle", "bottom"]
 
 

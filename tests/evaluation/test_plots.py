@@ -100,7 +100,12 @@ ALL_RIGHT = [
 
 @pytest.mark.parametrize(
     "rows",
-    [*map(history, (1, 2, 3, 12, 40, 500)), ALL_RIGHT, ALL_RIGHT[:1], history(5, loss=1e9)],
+    [
+        *map(history, (1, 2, 40)),
+        *(pytest.param(history(n), marks=pytest.mark.slow) for n in (3, 12, 500)),
+        ALL_RIGHT,
+        *(pytest.param(r, marks=pytest.mark.slow) for r in (ALL_RIGHT[:1], history(5, loss=1e9))),
+    ],
     ids=lambda rows: f"{len(rows)} epochs",
 )
 def test_curves_have_whole_epochs_whole_dots_and_nothing_over_them(tmp_path, drawn, rows):
@@ -134,13 +139,13 @@ def test_curves_have_whole_epochs_whole_dots_and_nothing_over_them(tmp_path, dra
 
 
 TESTS = {
-    "two": (CLASSES[2], {}),
-    "one patient": (CLASSES[2], {"patients": 1}),
-    "one class occurs": (CLASSES[2], {"kinds": 1}),
-    "one slice": (CLASSES[2], {"n": 1}),
-    "long names": (NAMES[:2], {}),
+    "two": pytest.param(CLASSES[2], {}, marks=pytest.mark.slow),
+    "one patient": pytest.param(CLASSES[2], {"patients": 1}, marks=pytest.mark.slow),
+    "one class occurs": pytest.param(CLASSES[2], {"kinds": 1}, marks=pytest.mark.slow),
+    "one slice": pytest.param(CLASSES[2], {"n": 1}, marks=pytest.mark.slow),
+    "long names": pytest.param(NAMES[:2], {}, marks=pytest.mark.slow),
     "three": (CLASSES[3], {}),
-    "three, one slice": (CLASSES[3], {"n": 1}),
+    "three, one slice": pytest.param(CLASSES[3], {"n": 1}, marks=pytest.mark.slow),
 }
 
 
@@ -159,6 +164,7 @@ def test_pictures_of_any_test_can_be_read(tmp_path, drawn, classes, more):
     assert promised == (more.get("patients") != 1 and more.get("n") != 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [20, 200])
 def test_many_classes_are_drawn_soon_and_small_enough(tmp_path, drawn, k):
     classes = [f"a kind of some length {i}" for i in range(k)]
@@ -248,7 +254,7 @@ def test_one_unit_alone_is_drawn(tmp_path):
         assert_picture(path)
 
 
-@pytest.mark.parametrize("n", [1, 20, 18000])
+@pytest.mark.parametrize("n", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 18000))])
 def test_calibration_shows_both_where_they_are_equal_and_whole_marks(tmp_path, drawn, n):
     found = made_up(2, n)
     all_sure = found._replace(probabilities=np.eye(2)[found.labels], before=np.eye(2)[found.labels])
@@ -295,7 +301,11 @@ SHAPES = {"as usual": (38, 43), "wide": (8, 200), "tall": (200, 8), "one pixel":
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+@pytest.mark.parametrize(
+    "name",
+    [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])],
+    ids=range(len(NAMES)),
+)
 def test_attention_of_any_slice_can_be_read(tmp_path, drawn, name, shape):
     images, maps = made_up_slices(3, *shape)
     says = f"{name}, p_{name} 0.123, mismatch"
@@ -312,7 +322,7 @@ def test_attention_of_any_slice_can_be_read(tmp_path, drawn, name, shape):
     assert np.array_equal(last.get_array(), plots.overlay(images[0], maps[1]))
 
 
-@pytest.mark.parametrize("count", [8, 9, 40, 150])
+@pytest.mark.parametrize("count", [8, 9, 40, pytest.param(150, marks=pytest.mark.slow)])
 def test_slices_of_a_montage_are_in_rows_of_even_gaps(tmp_path, drawn, count):
     images, maps = made_up_slices(count)
     labels = [f"{i}: 0.123" for i in range(count)]
@@ -331,7 +341,17 @@ def test_slices_of_a_montage_are_in_rows_of_even_gaps(tmp_path, drawn, count):
         assert_texts_are_apart_and_inside(drawn[0])
 
 
-@pytest.mark.parametrize("scans, slices", [(0, 0), (1, 1), (1, 3), (3, 12), (8, 24), (12, 30)])
+@pytest.mark.parametrize(
+    "scans, slices",
+    [
+        (0, 0),
+        (1, 1),
+        (1, 3),
+        (3, 12),
+        pytest.param(8, 24, marks=pytest.mark.slow),
+        pytest.param(12, 30, marks=pytest.mark.slow),
+    ],
+)
 def test_errors_are_in_rows_of_even_gaps_and_no_text_touches_another(
     tmp_path, drawn, scans, slices
 ):
@@ -352,6 +372,7 @@ def test_errors_are_in_rows_of_even_gaps_and_no_text_touches_another(
                 assert not box.overlaps(image.get_window_extent())
 
 
+@pytest.mark.slow
 def test_errors_have_any_names(tmp_path, drawn):
     for name in NAMES:
         plots.draw_errors(examples(3, name, name), examples(9, name, name), tmp_path / "e.png")

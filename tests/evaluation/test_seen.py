@@ -79,6 +79,7 @@ def named_by_folders(knees_of_nine) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "paths, count",
     [
@@ -127,6 +128,7 @@ def test_a_volume_is_known_by_its_path_under_whatever_name(own, tmp_path, capsys
     assert found == json.loads(capsys.readouterr().out)["p_right"]
 
 
+@pytest.mark.slow
 def test_another_spelling_of_a_patient_is_the_same_patient(named_by_folders, tmp_path, capsys):
     data = named_by_folders / "data" / "left"
     for name in ("K01 second visit", "k9"):

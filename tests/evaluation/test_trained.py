@@ -148,6 +148,7 @@ SLOW = [r"(?P<scan>(\w+)+)!", r"(?P<scan>(\w|\w)*)!", "(?P<scan>.*)" + 9 * ".*" 
 SLOW += [r"(?P<scan>(?:){4000000000})!"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", SLOW)
 def test_an_expression_that_takes_too_long_is_one_line_and_exit_2(
     finished_run, knees, tmp_path, capsys, pattern
@@ -192,6 +193,7 @@ def test_many_names_share_the_time_of_an_expression():
     assert [quick(f"p{i}")[1] for i in range(10_000)] == [f"{i}" for i in range(10_000)]
 
 
+@pytest.mark.slow
 def test_train_keeps_what_tells_names(knees, tmp_path):
     pattern = r"(?P<patient>OAI\d+).*(?P<side>LEFT|RIGHT)"
     flags = ["--name-pattern", pattern, "--series", "DESS", "--epochs", "1"]

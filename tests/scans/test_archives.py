@@ -149,6 +149,7 @@ def test_cut_and_damaged_archives_are_named_as_archives(tmp_path):
     assert unreadable == files.keys() and set(by_scan(listing.slices)) == {"s.tar.gz"}
 
 
+@pytest.mark.slow
 def test_archives_beyond_any_series_are_refused_before_they_fill_memory_or_disk(
     tmp_path, content, monkeypatch
 ):

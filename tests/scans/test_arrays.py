@@ -80,6 +80,7 @@ def test_there_are_no_directions(tmp_path):
             open_volume(tmp_path / "a.npy", Options(plane=plane))
 
 
+@pytest.mark.slow
 def test_a_manifest_of_arrays_becomes_a_dataset_without_simpleitk(tmp_path):
     """As MRNet's, in a process that can't import SimpleITK."""
     (tmp_path / "SimpleITK.py").write_text("raise ImportError('blocked')")

@@ -278,6 +278,7 @@ def test_processes_of_one_number_in_two_containers_don_t_share_a_file(files, tmp
     assert one != other and (tmp_path / "x.npy").read_text() == "one"
 
 
+@pytest.mark.slow
 def test_two_processes_train_without_a_cache(knees, tmp_path):
     """With one, the tests of resumed runs have them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -88,6 +88,7 @@ def test_copy_under_another_patient_keeps_both_in_one_subset_and_is_named(plante
     assert name_of(2, "RIGHT", 3) in output and name_of(4, "RIGHT", 3)[:-4] in output
 
 
+@pytest.mark.slow
 def test_split_file_that_separates_copies_is_refused_with_their_names(planted, tmp_path, capsys):
     split = {1: "train", 2: "train", 3: "val", 4: "test"}
     path = subsets_of_patients(planted, split, tmp_path / "split.csv")
@@ -170,7 +171,10 @@ def many() -> torch.Tensor:
     return images.clamp(0, 255).byte()
 
 
-@pytest.mark.parametrize("leaf", [1, 2**12, 2**19])
+@pytest.mark.parametrize(
+    "leaf",
+    [pytest.param(1, marks=pytest.mark.slow), 2**12, pytest.param(2**19, marks=pytest.mark.slow)],
+)
 def test_divided_search_finds_what_comparing_all_with_all_finds(many, leaf, monkeypatch):
     monkeypatch.setattr(copies, "LEAF", leaf)
     monkeypatch.setattr(copies, "BLOCK", 100)

@@ -89,6 +89,7 @@ def test_a_slice_that_cannot_be_read_is_black_and_decides_nothing(tmp_path):
     assert list(decoded.errors) == [1] and np.array_equal(decoded.pixels[:, 0], greys)
 
 
+@pytest.mark.slow
 def test_a_second_start_knows_the_bits_too(tmp_path, capsys):
     for label in ("left", "right"):
         for patient in range(6):

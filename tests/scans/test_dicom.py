@@ -228,7 +228,16 @@ def without_simpleitk(tmp_path) -> Callable:
 
 
 @pytest.mark.parametrize("name", ["knees", "knees/a.nii"])
-@pytest.mark.parametrize("program", ["train.py", "predict.py", "dataset.py", "--write-slices"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "train.py",
+        *(
+            pytest.param(program, marks=pytest.mark.slow)
+            for program in ("predict.py", "dataset.py", "--write-slices")
+        ),
+    ],
+)
 def test_without_simpleitk_one_line_says_what_to_install(
     tmp_path, without_simpleitk, program, name
 ):
@@ -246,6 +255,7 @@ def test_without_simpleitk_one_line_says_what_to_install(
     assert "pip install -r requirements-extra.txt" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["dataset.py", "predict.py"])
 def test_of_a_broken_simpleitk_one_line_says_what_happened(tmp_path, without_simpleitk, program):
     (tmp_path / "blocked" / "SimpleITK.py").write_text("raise OSError('libITK.so:\\ntoo old')")
@@ -257,6 +267,7 @@ def test_of_a_broken_simpleitk_one_line_says_what_happened(tmp_path, without_sim
     assert done.stderr.endswith("): pip install -r requirements-extra.txt\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program, code", [("train.py", 0), ("predict.py", 1), ("dataset.py", 0), ("--write-slices", 1)]
 )

@@ -249,6 +249,7 @@ def png(width: int, height: int, text: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + texts + pixels + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_sizes_that_headers_claim_fill_no_memory(tmp_path):
     """In a process of its own: within 400 MB and some seconds, and each is named."""
     claims(tmp_path)

@@ -244,6 +244,7 @@ def test_file_named_like_a_slice_of_a_volume_is_itself(tmp_path):
     assert pixels[:, 0, 0, 0].tolist() == [50, 150, 0] and list(errors) == [2]
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_trained_on_and_printed(tmp_path, capsys):
     for i in range(3):
         for side in ("left", "right"):
@@ -264,6 +265,7 @@ def python(code: str, *arguments) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_programs_name_every_odd_file_and_go_on_or_stop(odd_files, tmp_path, capsys):
     root, told = odd_files
     damaged, readable = (

@@ -33,14 +33,15 @@ sys.exit(dataset.main(sys.argv[4:]))
 """
 PLACES = [
     ("walk", "listing", 30, []),  # the folders
-    ("read_unit", "headers", 30, []),  # headers
-    ("read_header", "dicom", 0.3, []),  # those of an archive
-    ("read_slices", "cache", 0.5, []),  # pixels, of an archive that is unpacked
-    ("read_image", "cache", 0.5, []),
-    ("find_copies", "copies", 30, []),
-    ("draw_contact_sheet", "overview", 30, []),
-    ("read_image", "writing", 0.5, ["--write-slices", "out"]),
-    ("read_slices", "writing", 0.5, ["--write-slices", "out"]),
+    pytest.param("read_unit", "headers", 30, [], marks=pytest.mark.slow),  # headers
+    pytest.param("read_header", "dicom", 0.3, [], marks=pytest.mark.slow),  # those of an archive
+    # Pixels, of an archive that is unpacked.
+    pytest.param("read_slices", "cache", 0.5, [], marks=pytest.mark.slow),
+    pytest.param("read_image", "cache", 0.5, [], marks=pytest.mark.slow),
+    pytest.param("find_copies", "copies", 30, [], marks=pytest.mark.slow),
+    pytest.param("draw_contact_sheet", "overview", 30, [], marks=pytest.mark.slow),
+    pytest.param("read_image", "writing", 0.5, ["--write-slices", "out"], marks=pytest.mark.slow),
+    pytest.param("read_slices", "writing", 0.5, ["--write-slices", "out"], marks=pytest.mark.slow),
 ]
 
 

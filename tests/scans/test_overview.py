@@ -12,7 +12,15 @@ from scans.slices import Slice
 pytestmark = pytest.mark.filterwarnings("error:Glyph")  # letters that can't be drawn
 
 
-@pytest.mark.parametrize("height, width", [(76, 86), (8, 200), (200, 8), (1, 1)])
+@pytest.mark.parametrize(
+    "height, width",
+    [
+        (76, 86),
+        pytest.param(8, 200, marks=pytest.mark.slow),
+        pytest.param(200, 8, marks=pytest.mark.slow),
+        (1, 1),
+    ],
+)
 def test_any_contact_sheet_can_be_read(tmp_path, drawn, height, width):
     pictures = list(np.full((8, height, width), 200, np.uint8))
     few = [Shown("left  p01", [7], pictures[:1])]

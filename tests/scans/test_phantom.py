@@ -76,6 +76,7 @@ def test_the_seed_changes_the_names():
     assert {s.stem for s in plan_scans(5, 0)}.isdisjoint(s.stem for s in plan_scans(5, 1))
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_slice_of_the_plan_and_litter_and_nothing_else(folder):
     expected = {f"{scan.stem}_{i}.png" for scan in plan_scans(3) for i in range(SLICES)}
     assert len(expected) == 14 * 40
@@ -83,6 +84,7 @@ def test_the_command_writes_every_slice_of_the_plan_and_litter_and_nothing_else(
     assert [path.name for path in folder.parent.iterdir()] == ["knees"]  # no unfinished folder
 
 
+@pytest.mark.slow
 def test_slices_are_rgb_with_equal_channels_260_by_228_and_not_large(folder):
     paths = sorted(folder.glob("*.png"))
     for path in paths[::7]:
@@ -94,6 +96,7 @@ def test_slices_are_rgb_with_equal_channels_260_by_228_and_not_large(folder):
     assert np.mean([path.stat().st_size for path in paths]) < 60_000
 
 
+@pytest.mark.slow
 def test_pixels_do_not_depend_on_the_number_of_workers_but_on_the_seed(folder, tmp_path):
     scan = plan_scans(3)[4]
     other = render_scan(scan, seed=1)[20]
@@ -107,6 +110,7 @@ def test_pixels_do_not_depend_on_the_number_of_workers_but_on_the_seed(folder, t
     }
 
 
+@pytest.mark.slow
 def test_a_patient_keeps_the_anatomy_between_visits_and_nearly_so_between_knees(monkeypatch):
     # With one pose and one contrast for all, what differs between scans is anatomy and noise.
     still = {name: (mean, 0.0) for name, (mean, _) in phantom.ACQUISITION.items()}
@@ -159,6 +163,7 @@ def test_unusable_numbers_are_refused_before_anything_is_written(tmp_path, wrong
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_leaves_no_folder_and_no_traceback(tmp_path, stop, code):
     directory = tmp_path / "knees"
@@ -176,6 +181,7 @@ def test_a_stopped_run_leaves_no_folder_and_no_traceback(tmp_path, stop, code):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(tmp_path, workers):
     """No file may grow beyond 10 kB."""

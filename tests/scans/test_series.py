@@ -29,7 +29,11 @@ from scans.volumes import VolumeError, read_pixels, read_slices
 DESS = Options(series="sag_3d_dess")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["folders", "archives"])
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["folders", "archives"],
+)
 def oai(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("oai")
     make_oai(root, patients=4 if request.param else 8, archives=request.param)
@@ -57,6 +61,7 @@ def test_a_series_is_chosen_by_its_description_and_its_side_is_the_label(oai):
     assert pixels[:, 6, 1:3].mean() > 200 > pixels[:, 6, -3:].mean()
 
 
+@pytest.mark.slow
 def test_several_sequences_stop_with_a_table_and_the_line_to_type(oai, tmp_path, capsys):
     with pytest.raises(SeveralSequences) as caught:
         list_labelled(oai)
@@ -85,6 +90,7 @@ def test_a_series_that_is_not_there_or_no_expression_is_one_line(oai):
         open_volume(path, DESS)
 
 
+@pytest.mark.slow
 def test_localizers_and_echoes_are_remarked_once(oai):
     listing = list_slices(oai)
     n = len({s.patient for s in listing.slices}) * 2
@@ -209,6 +215,7 @@ def plain(listing) -> list:
     return [*listing.slices, *volumes, *listing.problems]
 
 
+@pytest.mark.slow
 def test_headers_are_kept_until_a_file_changes(oai, tmp_path, monkeypatch):
     root = Path(shutil.copytree(oai / "00m", tmp_path / "oai"))
     options, paths = Options(cache_dir=tmp_path / "cache"), opened(monkeypatch)
@@ -257,6 +264,7 @@ def test_where_headers_cannot_be_kept_they_are_read(tmp_path):
     assert len(listing.slices) == 6 and not listing.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_several_processes_read_what_one_does(oai, monkeypatch, broken):
     """Also where they end at once: then this one reads."""

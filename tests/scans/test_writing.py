@@ -362,6 +362,7 @@ def test_a_full_disk_leaves_nothing(knees, out, monkeypatch, capsys):
     assert error.startswith(f"dataset.py: {out}: No space left on device")
 
 
+@pytest.mark.slow
 def test_a_file_that_grows_too_large_for_the_system_leaves_nothing(knees, out):
     """A real failure while a real file is written, and not a function that raises it."""
     (knees / "left").mkdir(parents=True)

@@ -88,6 +88,7 @@ def refused(capsys, code: int, problem: str) -> None:
 # ---- on the way ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fold_alone_is_not_all_that_a_resumed_run_does(few, tmp_path, capsys):
     assert cross_validate(few, tmp_path / "run", "--fold", "3") == 0
     assert "missing: fold 1" in capsys.readouterr().out
@@ -95,6 +96,7 @@ def test_a_fold_alone_is_not_all_that_a_resumed_run_does(few, tmp_path, capsys):
     assert "missing" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_was_changed_on_the_way_stays_changed(run, few, tmp_path, capsys):
     shutil.copytree(few, tmp_path / "moved")
     flags = ["--epochs", "2", "--audit", "--data-dir", str(tmp_path / "moved"), "--fold", "1"]
@@ -135,6 +137,7 @@ def test_machines_that_begin_at_once_share_the_folds(run, few, monkeypatch, caps
     refused(capsys, code, "lr is 0.5, and 0.0002 in the folds that another process has begun")
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_joins_the_folds(run):
     shutil.rmtree(run / "fold-3")
     (run / "scans.csv").unlink()
@@ -150,6 +153,7 @@ def test_one_process_at_a_time_joins_the_folds(run):
     assert waiting.returncode == 0 and (run / "scans.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_several_processes_takes_one_step(few, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *launcher, ROOT / "train.py", "--data-dir", few, *MODEL]
@@ -182,7 +186,9 @@ def test_other_labels_are_not_joined_with_what_was_learned_from_these(run, few, 
     refused(capsys, code, f"{run / 'fold-1'}: the run was started with other labels, names")
 
 
-@pytest.mark.parametrize("flags", [["--seed", "5"], ["--lr", "0.1"]])
+@pytest.mark.parametrize(
+    "flags", [["--seed", "5"], pytest.param(["--lr", "0.1"], marks=pytest.mark.slow)]
+)
 def test_a_fold_of_another_run_is_not_joined(run, few, tmp_path, capsys, flags):
     assert cross_validate(few, tmp_path / "other", *flags, "--fold", "2") == 0
     capsys.readouterr()
@@ -206,7 +212,16 @@ def test_a_fold_that_was_copied_in_part_is_one_line(run, capsys, lost, problem):
     refused(capsys, resume(run), problem)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"epochs": "x"}', None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        *(
+            pytest.param(content, marks=pytest.mark.slow)
+            for content in ("{}", '{"epochs": "x"}', None)
+        ),
+    ],
+)
 def test_a_fold_without_the_figures_of_its_test_is_tested_again(run, done, content):
     path = run / "fold-2" / "test_metrics.json"
     path.unlink() if content is None else path.write_text(content)
@@ -216,6 +231,7 @@ def test_a_fold_without_the_figures_of_its_test_is_tested_again(run, done, conte
         assert (run / name).read_text() == (done / name).read_text()
 
 
+@pytest.mark.slow
 def test_what_no_test_wrote_is_one_line(run, capsys):
     path = run / "fold-2" / "test_metrics.json"
     figures = json.loads(path.read_text())

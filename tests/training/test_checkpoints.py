@@ -112,6 +112,7 @@ def test_a_run_folder_is_kept_to_one_process(whole_run, tmp_path, capsys):
     assert_same_run(folder, whole_run)
 
 
+@pytest.mark.slow
 def test_other_slices_are_refused_and_other_pixels_are_said(whole_run, knees, tmp_path, capsys):
     folder, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(whole_run, folder)
@@ -134,6 +135,7 @@ def test_nothing_to_resume_from_is_an_error_and_never_a_fresh_start(tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_matrix_products_it_took_before(whole_run, tmp_path, monkeypatch):
     """Whatever would be measured now: the two round differently."""
     record = json.loads((whole_run / "args.json").read_text())
@@ -155,6 +157,7 @@ def test_a_resumed_run_takes_the_matrix_products_it_took_before(whole_run, tmp_p
         assert json.loads((folder / "args.json").read_text())["products"] == products
 
 
+@pytest.mark.slow
 def test_a_run_with_a_share_of_the_tokens_goes_on_to_the_bit(knees, tmp_path):
     """Each step draws its own, in the middle of an epoch, too; evaluation reads all."""
     arguments = ["--data-dir", str(knees), *FLAGS, "--token-fraction", "0.3"]
@@ -187,6 +190,7 @@ def test_products_that_no_run_writes_are_one_line(whole_run, tmp_path, capsys, p
     assert "args.json: products are" in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_before_products_were_kept_keeps_those_of_its_first_resumption(
     whole_run, tmp_path
 ):

@@ -122,6 +122,7 @@ def test_an_image_size_that_has_no_room_is_refused_before_it_is_decoded(
     assert not list(tmp_path.rglob("*.npy"))
 
 
+@pytest.mark.slow
 def test_a_broken_matplotlib_is_found_before_the_first_epoch(tmp_path):
     write_knees(tmp_path / "knees", patients=3, slices=2)
     (tmp_path / "packages").mkdir()

@@ -105,16 +105,19 @@ def no_signals(monkeypatch):
     monkeypatch.setattr("training.epoch.agreed_signal", lambda: 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, {"token_fraction": 0.5}, {"amp": None}], ids=str)
 def test_no_step_waits_for_the_device_or_mixes_devices(arguments):
     steps = [train(count, **arguments) for count in (4, 12)]
     assert steps[0] == steps[1] > 0  # the end of an epoch reads its sums
 
 
+@pytest.mark.slow
 def test_no_step_of_lamb_waits_for_the_device():
     assert train(4, Lamb) == train(12, Lamb)
 
 
+@pytest.mark.slow
 def test_saving_within_an_epoch_waits_once_a_save():
     once, often = train(12), train(12, save_every_steps=1)
     assert often == 3 * once
@@ -136,6 +139,7 @@ def test_a_validation_waits_for_its_logits_and_labels():
         assert row["val_loss"] == pytest.approx(math.log(2)) and reads.count == 2
 
 
+@pytest.mark.slow
 def test_a_number_read_in_a_step_is_found(monkeypatch):
     """The test above can fail: here a step looks at its pixels."""
     usual = Perceiver.normalise

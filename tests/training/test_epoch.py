@@ -19,6 +19,7 @@ from training.epoch import Progress, balanced_weights, kept_tokens, train_one_ep
 from training.recipe import Mix
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_it(knees, tmp_path):
     losses = []
     for parts in ("1", "3"):
@@ -133,6 +134,7 @@ def test_a_step_is_of_mixed_samples_smoothed_labels_and_a_clipped_gradient(monke
         torch.testing.assert_close((after - was).detach(), change, atol=1e-6, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_is_weighted_if_the_flag_says_so_and_stays_so(knees, tmp_path, capsys):
     """Half of the right knees are left out; a weighted run is another one, and resumes as one."""
     shutil.copytree(knees, tmp_path / "knees")
@@ -172,6 +174,7 @@ def test_a_share_of_the_tokens_follows_from_the_seed():
     assert len(kept_tokens(size, 1e-9, 1, cpu)) == 1
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_read_the_same_tokens(knees, tmp_path):
     losses = []
     for parts in ("1", "3"):

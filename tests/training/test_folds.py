@@ -56,6 +56,7 @@ def whole(knees, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_patient_is_tested_once_and_by_a_model_that_saw_no_scan_of_theirs(whole):
     folds = rows_of(whole / "folds.csv")
     assert {row["fold"] for row in folds} == {"1", "2", "3"} and len(folds) == 16
@@ -73,6 +74,7 @@ def test_each_patient_is_tested_once_and_by_a_model_that_saw_no_scan_of_theirs(w
         assert not held & seen and len(held | seen) == 8
 
 
+@pytest.mark.slow
 def test_a_fold_is_the_ordinary_run_of_its_split_file(whole, knees, tmp_path):
     flags = ["--split-file", str(whole / "folds.csv"), "--fold", "2"]
     where = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run")]
@@ -82,6 +84,7 @@ def test_a_fold_is_the_ordinary_run_of_its_split_file(whole, knees, tmp_path):
         assert (whole / name).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_all_predictions_together(whole):
     rows, scans = rows_of(whole / "predictions.csv"), rows_of(whole / "scans.csv")
     figures = json.loads((whole / "cross_validation.json").read_text())
@@ -107,6 +110,7 @@ def test_figures_are_those_of_all_predictions_together(whole):
     assert spread["standard_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
 
 
+@pytest.mark.slow
 def test_logits_come_back_from_the_table_to_the_bit(whole, knees):
     dataset = load_dataset(list_labelled(knees), (16, 16))
     own = whole / "fold-1"
@@ -118,6 +122,7 @@ def test_logits_come_back_from_the_table_to_the_bit(whole, knees):
         assert row["p_right"] == f"{p[1]:.6f}"
 
 
+@pytest.mark.slow
 def test_stopped_in_any_fold_it_goes_on_and_ends_like_a_whole_one(
     whole, knees, tmp_path, monkeypatch, capsys
 ):
@@ -141,6 +146,7 @@ def test_stopped_in_any_fold_it_goes_on_and_ends_like_a_whole_one(
     assert_same_folds(folder, whole)
 
 
+@pytest.mark.slow
 def test_folds_on_several_machines_are_joined_by_the_last(whole, knees, tmp_path, capsys):
     folder = tmp_path / "run"
     assert cross_validate(knees, folder, "--fold", "3") == 0
@@ -155,6 +161,7 @@ def test_folds_on_several_machines_are_joined_by_the_last(whole, knees, tmp_path
     assert_same_folds(folder, whole)
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_in_every_fold(whole, knees, tmp_path):
     folder = tmp_path / "run"
     assert cross_validate(knees, folder, "--epochs", "1") == 0
@@ -162,6 +169,7 @@ def test_more_epochs_go_on_in_every_fold(whole, knees, tmp_path):
     assert_same_folds(folder, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(whole, knees, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *launcher, ROOT / "train.py", "--data-dir", knees, *FLAGS]
@@ -175,6 +183,7 @@ def test_two_processes_do_what_one_does(whole, knees, tmp_path):
     assert figures["slices"]["count"] == 128
 
 
+@pytest.mark.slow
 def test_moved_with_its_data_it_can_still_be_resumed(whole, knees, tmp_path):
     shutil.copytree(whole, tmp_path / "moved")
     for path in (tmp_path / "moved" / "fold-2").glob("test_*"):
@@ -232,6 +241,7 @@ def audited(mislabelled, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_audit_finds_wrong_labels_of_the_archive_it_learned_from(audited, capsys):
     rows = rows_of(audited / "scans.csv")
     wrong = {row["scan"] for row in rows if row["verdict"] == "mismatch"}
@@ -243,6 +253,7 @@ def test_an_audit_finds_wrong_labels_of_the_archive_it_learned_from(audited, cap
     assert all("mismatch, expected" in line and "9000004" in line for line in lines[-3:-1])
 
 
+@pytest.mark.slow
 def test_a_second_round_learns_from_no_scan_that_the_first_found_wrong(audited):
     second = audited / "round-2"
     left_out = {row["scan"] for row in rows_of(second / "folds.csv") if row["left_out"]}
@@ -254,12 +265,14 @@ def test_a_second_round_learns_from_no_scan_that_the_first_found_wrong(audited):
     assert len(rows_of(second / "scans.csv")) == 16  # those are tested as all others
 
 
+@pytest.mark.slow
 def test_a_third_round_that_would_be_the_second_again_is_not_made(audited, tmp_path):
     shutil.copytree(audited, tmp_path / "run")
     assert train.main(["--resume", str(tmp_path / "run"), "--audit-rounds", "3"]) == 3
     assert not (tmp_path / "run" / "round-3").exists()
 
 
+@pytest.mark.slow
 def test_a_second_round_without_other_scans_than_the_first_finds_now_is_refused(
     audited, tmp_path, capsys
 ):
@@ -273,6 +286,7 @@ def test_a_second_round_without_other_scans_than_the_first_finds_now_is_refused(
     assert f"move {folder / 'round-2'} away" in error
 
 
+@pytest.mark.slow
 def test_no_mismatch_is_no_second_round(knees, tmp_path, capsys):
     flags = [*TINY, "--epochs", "6", "--folds", "3", "--audit", "--audit-rounds", "2"]
     where = ["--data-dir", str(knees), "--output-dir", str(tmp_path / "run")]
@@ -284,6 +298,7 @@ def test_no_mismatch_is_no_second_round(knees, tmp_path, capsys):
 # ---- what can't be -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, problem",
     [
@@ -324,6 +339,7 @@ def test_what_no_folds_can_be_made_of_is_one_line(whole, knees, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_folds_is_taken(whole, knees, capsys):
     where = ["--data-dir", str(knees), "--output-dir", str(whole)]
     assert train.main([*where, *TINY]) == 2
@@ -335,6 +351,7 @@ def test_a_folder_of_folds_is_taken(whole, knees, capsys):
     )
 
 
+@pytest.mark.slow
 def test_predictions_of_other_scans_are_refused(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     first, second = (tmp_path / "run" / f"fold-{n}" / "test_predictions.csv" for n in (1, 2))

@@ -24,6 +24,7 @@ RECIPE = (
 ).split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, recipe", [(2, []), (3, []), (2, RECIPE)])
 def test_several_processes_do_what_one_does(tmp_path, count, recipe):
     """On data and batches that divide by neither: the same losses, and each slice counted once."""
@@ -55,6 +56,7 @@ def test_several_processes_do_what_one_does(tmp_path, count, recipe):
         assert results[0][1]["slices"][key] == results[1][1]["slices"][key]
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_torchrun_goes_on_or_the_run_ends_and_can_go_on(tmp_path):
     """Killed once, torchrun starts all of them again; killed twice, it has no restart left."""
     write_knees(tmp_path / "knees", patients=5, slices=7)
@@ -87,6 +89,7 @@ def test_when_a_process_dies_torchrun_goes_on_or_the_run_ends_and_can_go_on(tmp_
     assert train.main(["--resume", str(folder), "--epochs", str(len(epochs) + 1)]) == 0
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_while_processes_validate_loses_no_step(tmp_path):
     """The terminal sends it to all of them, and torchrun its own after it."""
     write_knees(tmp_path / "knees", patients=5, slices=7)
@@ -142,6 +145,7 @@ def test_what_torchrun_restarts_goes_on(whole_run, tmp_path, monkeypatch):
     assert train.parse_args([*arguments, str(own), *FLAGS]).resume == own
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_backward_of_our_own_is_not_blamed_on_another_process(tmp_path):
     """gloo's failures and ours are both RuntimeErrors: the innermost line tells whose it is."""
     write_knees(tmp_path / "knees", patients=5, slices=7)

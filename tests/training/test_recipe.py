@@ -184,6 +184,7 @@ def test_what_is_tested_is_the_average_and_what_goes_on_are_the_weights(knees, t
     assert torch.equal(model.head.weight, last["model"]["head.weight"])
 
 
+@pytest.mark.slow
 def test_an_average_counts_the_steps_of_all_epochs(knees, tmp_path, monkeypatch):
     counts, usual = [], update_average
 
@@ -230,6 +231,7 @@ def whole(knees, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_everything_ends_like_a_whole_one(whole, knees, tmp_path, monkeypatch):
     folder, calls, usual = tmp_path / "run", [], Augmentation.__call__
 
@@ -249,6 +251,7 @@ def test_a_stopped_run_with_everything_ends_like_a_whole_one(whole, knees, tmp_p
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
+@pytest.mark.slow
 def test_in_parts_it_is_the_same_batch(knees, tmp_path):
     flags = ["--data-dir", str(knees), *FLAGS, *EVERYTHING, "--epochs", "1", "--ff-dropout", "0"]
     flags += ["--attention-dropout", "0"]
@@ -262,6 +265,7 @@ def test_in_parts_it_is_the_same_batch(knees, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_where_a_cosine_ends_can_not_be_moved(whole, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--resume", str(whole), "--epochs", "9"])
@@ -278,6 +282,7 @@ def test_what_cannot_be_changed_is_named_and_nothing_else(whole_run, capsys):
     assert "error: --schedule cosine (the run was started" in error and "--epochs" not in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no array", "another shape", "none"])
 def test_damaged_weights_are_named(whole, tmp_path, capsys, damage):
     shutil.copytree(whole, tmp_path / "run")
@@ -360,6 +365,7 @@ def test_what_help_says_of_a_recipe_does_the_same(capsys):
         assert named | {"recipe": None} == typed
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_recipe(knees, tmp_path, capsys):
     flags = ["--data-dir", str(knees), "--output-dir", str(tmp_path), *FLAGS, "--recipe", "adamw"]
     assert train.main([*flags, "--epochs", "2", "--weight-decay", "0.1"]) == 0

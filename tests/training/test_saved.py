@@ -129,6 +129,7 @@ def test_an_argument_that_the_checkpoint_was_not_made_with_is_refused(edited, ca
     assert f"args.json: {name} is " in error and "last.pt was made with" in error
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_again_and_again_with_an_image_that_has_changed(
     edited, knees, tmp_path, capsys
 ):
@@ -155,6 +156,7 @@ def test_a_split_that_was_edited_is_refused(edited, capsys):
     assert "other labels, names or subsets" in refusal(folder, capsys, *MORE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, value", [("image_size", [20, 20]), ("lr", 0.5), ("depth", 3)])
 def test_a_checkpoint_of_before_arguments_were_kept_says_what_it_can(
     edited, whole_run, capsys, name, value
@@ -181,7 +183,7 @@ def test_what_a_foreign_checkpoint_says_of_arguments_is_one_line(edited, capsys,
 
 
 @pytest.mark.parametrize("lost", ["missing", "a pipe", "truncated", "older"])
-@pytest.mark.parametrize("last_is_best", [True, False])
+@pytest.mark.parametrize("last_is_best", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_whose_best_checkpoint_is_lost_is_not_trained_on(edited, capsys, lost, last_is_best):
     """It could not be tested honestly. Where last.pt is the same, that is said."""
     folder = edited()
@@ -238,6 +240,7 @@ def test_rows_of_metrics_that_are_none_are_refused(edited, capsys, rows):
     assert "last.pt" in refusal(folder, capsys, *MORE)
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_from_any_folder(tmp_path, monkeypatch, capsys):
     """Its paths are those that were typed, where they were typed; files may be named otherwise."""
     write_knees(tmp_path / "knees", patients=4, slices=4)

@@ -37,7 +37,10 @@ def signal_at_step(monkeypatch, step: int, number: int) -> None:
 
 @pytest.mark.parametrize(
     "number, step",
-    [(signal.SIGINT, 3), (signal.SIGTERM, 6), (signal.SIGTERM, 11), (signal.SIGTERM, 18)],
+    [
+        (signal.SIGINT, 3),
+        *(pytest.param(signal.SIGTERM, step, marks=pytest.mark.slow) for step in (6, 11, 18)),
+    ],
 )
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_like_a_whole_one(
     whole_run, knees, tmp_path, monkeypatch, capsys, number, step
@@ -57,6 +60,7 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_ends_like_a_whole_one(
     assert len(record["resumed"]) == 1 and "--resume" not in record["command"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_like_a_whole_one(whole_run, knees, tmp_path, kills=3):
     folder = tmp_path / "run"
     last, program = folder / "last.pt", [sys.executable, ROOT / "train.py"]
@@ -77,6 +81,7 @@ def test_killed_at_random_moments_it_ends_like_a_whole_one(whole_run, knees, tmp
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("nth", [1, 4, 7])
 def test_a_failing_disk_leaves_whole_files(
@@ -114,6 +119,7 @@ def test_a_failing_disk_leaves_whole_files(
     assert_same_run(folder, whole_run)
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_met_is_one_line_and_the_last_checkpoint_is_whole(knees, tmp_path):
     """A limit that the system itself enforces: the first checkpoint fits, those after don't."""
     folder = tmp_path / "run"
@@ -137,6 +143,7 @@ def test_a_quota_that_is_met_is_one_line_and_the_last_checkpoint_is_whole(knees,
     assert sorted(path.name for path in folder.iterdir()) == ["args.json", "last.pt", "split.csv"]
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_the_last_and_are_remembered(
     whole_run, knees, tmp_path, monkeypatch
 ):
@@ -150,6 +157,7 @@ def test_more_epochs_go_on_from_the_last_and_are_remembered(
     assert_same_run(folder, whole_run)
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(knees, tmp_path):
     """A step that takes for ever: the first signal waits for its end, the second does not."""
     code = (
@@ -198,6 +206,7 @@ PHASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES, ids=lambda x: " ".join(map(str, x[:2])))
 def test_a_signal_in_any_phase_leaves_a_run_that_goes_on(whole_run, knees, tmp_path, phase):
     folder, number = tmp_path / "run", phase[2]
@@ -213,6 +222,7 @@ def test_a_signal_in_any_phase_leaves_a_run_that_goes_on(whole_run, knees, tmp_p
         assert_same_run(folder, whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["list_labelled", "load_dataset"])
 def test_stopped_while_it_reads_a_resumed_run_says_the_same_again(whole_run, name):
     command = [sys.executable, "-c", STOPPED_AT, "train", name, str(int(signal.SIGINT)), "1"]
@@ -224,6 +234,7 @@ def test_stopped_while_it_reads_a_resumed_run_says_the_same_again(whole_run, nam
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["train.py", "predict.py"])
 def test_ctrl_c_while_it_starts_is_no_traceback(program, knees):
     for delay in (0.1, 0.5, 1.0, 1.5):
