@@ -4,7 +4,6 @@
     python dataset.py knees/ --write-slices slices/          # its slices as PNGs
     python dataset.py knees/ --write-split split.csv         # its folders train, val and test
     python dataset.py knees/ --write-problems problems.csv   # all that can't be read, and why
-    python dataset.py --clean-cache                          # remove what is of no use in cache/
 
     from dataset import list_labelled, load_dataset, split
     dataset = load_dataset(list_labelled("AKOA_Analysis"), image_size=(76, 86))
@@ -37,7 +36,6 @@ import torch
 from torch import Tensor
 
 from common import signals
-from common.csv_tables import write_csv
 from common.files import try_folder
 from common.program import (
     Parser,
@@ -47,15 +45,15 @@ from common.program import (
     run_program,
     typed,
 )
+from common.tables import write_csv
 from scans import copies, split_tables, splits
 from scans.cache import Decoded, open_pixels
-from scans.cleaning import clean_cache, describe_cleaned
 from scans.flags import NAMING, add_data_arguments, options_of
 from scans.images import describe_depths
 from scans.labelled import check_classes_present, first_problems, list_labelled
 from scans.listing import list_slices
 from scans.places import check_scans, rows_of_scans
-from scans.series import SeveralSequences, describe_series
+from scans.series import SeveralSequences, check_series_used, describe_series
 from scans.slices import FAILURES, DataError, Kind, Listing, Slice, by_scan
 from scans.writing import try_file, write_slices
 
@@ -300,7 +298,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="dataset.py", description="Say what is in a folder of slices, and draw it."
     )
     add = parser.add_argument
-    add("data_dir", type=Path, nargs="?", metavar="DIR", help="folder, or a manifest (.csv)")
+    add("data_dir", type=Path, metavar="DIR", help="folder, or a manifest (.csv)")
     add(
         "--contact-sheet",
         type=Path,
@@ -317,20 +315,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     problems = "write a table path,error of all that can't be read, and stop"
     add("--write-problems", type=Path, metavar="CSV", help=problems)
-    add("--clean-cache", action="store_true", help="remove outdated files of --cache-dir, and stop")
     add_data_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.clean_cache and args.data_dir:
-        parser.error(f"--clean-cache cleans all of --cache-dir; leave out {args.data_dir}")
-    if not (args.clean_cache or args.data_dir):
-        parser.error("the following arguments are required: DIR")
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.clean_cache:
-        print_lines(*describe_cleaned(clean_cache(args.cache_dir), args.cache_dir))
-        return 0
     if args.write_slices:
         return keep_slices(args)
     if args.write_split:
@@ -390,6 +379,7 @@ def keep_slices(args: argparse.Namespace) -> int:
     """--write-slices: all that can be listed, labelled or not."""
     try_folder(args.write_slices.absolute().parent)
     listing = list_slices(args.data_dir, args.classes, options_of(args))
+    check_series_used(listing.slices, args.series)
     written = write_slices(listing, args.write_slices, args.workers)
     left_out = [p for p in listing.problems if p.kind not in (Kind.REMARK, Kind.NAMELESS)]
     lines = [f"dataset.py: {problem}" for problem in [*left_out, *written.problems]]
@@ -409,6 +399,7 @@ def keep_problems(args: argparse.Namespace) -> int:
     """--write-problems: a row for each file, folder or slice that can't be read."""
     try_file("--write-problems", args.write_problems)
     listing = list_slices(args.data_dir, args.classes, options_of(args))
+    check_series_used(listing.slices, args.series)
     decoded = open_pixels(listing.slices, tuple(args.image_size), args.cache_dir, args.workers)
     rows = [{"path": p.path, "error": p.text} for p in listing.of_kind(*FAILURES)]
     rows += [{"path": listing.slices[i].name, "error": x} for i, x in decoded.errors.items()]

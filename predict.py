@@ -85,7 +85,7 @@ from scans.images import describe_depths
 from scans.labelled import describe_contradictions
 from scans.listing import list_slices
 from scans.places import describe_lengths
-from scans.series import check_one_sequence
+from scans.series import check_one_sequence, check_series_used
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
 
 COLOURS = {"mismatch": "31", "unsure": "33"}  # on a terminal
@@ -224,6 +224,8 @@ def predict_paths(model: Perceiver | Ensemble, args: argparse.Namespace) -> int:
         listing = list_slices(args.paths, classes, options)
     if not options.series:
         check_one_sequence(listing.slices)
+    if not listing.of_kind(*FAILURES):
+        check_series_used(listing.slices, args.series)
     if not (listing.slices or listing.of_kind(*FAILURES)):
         raise UserError("no path was given: standard input or the manifest is empty")
     if isinstance(model, Ensemble):
@@ -353,13 +355,14 @@ class ScanLines:
 
 
 def describe_remarks(listing: Listing, done: list[Answers], length: int | None) -> list[str]:
-    """What was left out or guessed of what was found. Patients make no difference here.
+    """What was left out or guessed of what was found, and what nothing tells.
 
     length: of scans, where whole ones are read.
     """
     depths = sum((Counter(answers.depths) for answers in done), Counter())
     lines = [
         *map(str, listing.of_kind(Kind.REMARK)),
+        *(line for problem in listing.of_kind(Kind.NAMELESS) for line in problem.lines),
         *describe_contradictions(listing.of_kind(Kind.CONTRADICTION)),
         *([describe_depths(depths)] if depths else []),
         *(describe_lengths(listing.slices, length) if length else []),

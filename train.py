@@ -67,10 +67,10 @@ from evaluation.trained import kept_of
 from perceiver import CheckpointError, ConfigError, Perceiver, read_checkpoint
 from scans import copies, phantom, split_tables, splits
 from scans.flags import options_of
+from scans.identity.names import are_sides
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
 from scans.listing import is_manifest
-from scans.names import are_sides
 from scans.places import describe_lengths, orientation_of_all
 from scans.slices import DataError, by_scan
 from training import folds, runfolder

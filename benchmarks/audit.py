@@ -31,7 +31,6 @@ from benchmarks.experiments import TINY  # noqa: E402
 from benchmarks.mislabelled import swap_sides  # noqa: E402
 from benchmarks.speed_records import processor  # noqa: E402
 from common import signals  # noqa: E402
-from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402
 from common.program import (  # noqa: E402
     Parser,
@@ -41,6 +40,7 @@ from common.program import (  # noqa: E402
     run_program,
     whole_number,
 )
+from common.tables import write_csv  # noqa: E402
 from scans import phantom  # noqa: E402
 
 MARKS = "<!-- begin: python benchmarks/audit.py --write-docs -->", "<!-- end: audit -->"

@@ -46,7 +46,6 @@ from benchmarks.experiments import EXPERIMENTS, Data  # noqa: E402
 from benchmarks.garments import SOURCE  # noqa: E402
 from benchmarks.speed_records import processor  # noqa: E402
 from common import signals  # noqa: E402
-from common.csv_tables import read_csv, write_csv  # noqa: E402
 from common.files import abridged, locked  # noqa: E402
 from common.program import (  # noqa: E402
     Parser,
@@ -55,6 +54,7 @@ from common.program import (  # noqa: E402
     run_program,
     whole_number,
 )
+from common.tables import read_csv, write_csv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -49,9 +49,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/garments.py`
 
-from common.csv_tables import write_csv  # noqa: E402
 from common.files import whole_folder  # noqa: E402
 from common.program import number_of, positive_int, run_program  # noqa: E402
+from common.tables import write_csv  # noqa: E402
 from dataset import list_slices  # noqa: E402
 from scans.copies import find_copies  # noqa: E402
 from scans.slices import DataError, by_scan  # noqa: E402

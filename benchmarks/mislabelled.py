@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/mislabelled.py`
 
 from scans import phantom  # noqa: E402
+from scans.identity.names import AKOA_NAME  # noqa: E402
 from scans.labelled import list_labelled  # noqa: E402
-from scans.names import AKOA_NAME  # noqa: E402
 from scans.slices import by_scan  # noqa: E402
 
 OTHER = {"left": "RIGHT", "right": "LEFT"}

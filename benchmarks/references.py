@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))  # to run as `python benchmarks/references.py`
 from benchmarks.evidence_models import with_mirror_image  # noqa: E402
 from benchmarks.garments import pixel_order  # noqa: E402
 from common import signals  # noqa: E402
-from common.csv_tables import write_csv  # noqa: E402
 from common.files import write_json  # noqa: E402
 from common.program import UserError, run_program  # noqa: E402
+from common.tables import write_csv  # noqa: E402
 from common.workers import choose_device  # noqa: E402
 from dataset import Dataset  # noqa: E402
 from evaluation.calibration import calibrate  # noqa: E402

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.csv_tables import whole_csv, write_csv
 from common.files import made_folder
 from common.program import UserError, counted, print_lines
+from common.tables import whole_csv, write_csv
 from common.workers import memory_of
 from dataset import Dataset
 from evaluation.predictions import Predictions, judge, predict, probability_columns

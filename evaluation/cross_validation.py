@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.csv_tables import write_csv
 from common.files import write_json
 from common.program import UserError, counted
+from common.tables import write_csv
 from evaluation.audit import LabelNoise, fit_label_noise, judge_out_of_fold
 from evaluation.calibration import ERROR_RATE, fit_threshold
 from evaluation.metrics import score

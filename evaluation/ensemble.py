@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from common.csv_tables import read_csv
 from common.files import abridged, check_regular, read_json
 from common.program import UserError, counted, typed
+from common.tables import read_csv
 from dataset import Dataset
 from evaluation.answers import check_finite, samples_at_a_time
 from evaluation.predictions import Predictions, predict

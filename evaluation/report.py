@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.csv_tables import read_csv, write_csv
 from common.files import read_json, write_json
 from common.program import UserError, counted
+from common.tables import read_csv, write_csv
 from dataset import Dataset
 from evaluation.calibration import Calibration
 from evaluation.metrics import score
 from evaluation.predictions import Example, Predictions, probability_columns
-from scans.names import are_sides
+from scans.identity.names import are_sides
 
 EXAMPLES = 8  # scans in errors.png, and three times as many slices
 TABLE, FIGURES = "test_predictions.csv", "test_metrics.json"

@@ -10,11 +10,11 @@ import os
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from common.csv_tables import read_csv
 from common.files import abridged
 from common.program import UserError, counted
+from common.tables import read_csv
 from perceiver import shown
-from scans.names import patient_key
+from scans.identity.names import patient_key
 from scans.slices import Slice
 from scans.splits import NONE, SUBSETS
 
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
         for s in {(s.scan, s.patient): s for s in slices}.values():
             name = self.name_in_training(s)
             of_scan = self.scans.get(name, set())
-            # Where several folders are given, inferred patients stand behind the folder's name.
+            # Where several folders are given, p01 stands behind the folder's name.
             known = {s.patient, os.path.basename(s.patient)} - {""}
             of_patient = [self.patients.get(patient_key(patient), set()) for patient in known]
             models = of_scan.union(*of_patient)

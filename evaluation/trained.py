@@ -9,10 +9,12 @@ and what is predicted are read alike. A checkpoint may come from anybody: all of
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +22,9 @@ import torch
 from common.program import UserError, typed
 from perceiver import MOST, Perceiver, is_size, shown
 from scans.flags import options_of
-from scans.names import compile_pattern
+from scans.identity.rules import compile_pattern
 from scans.places import MIN_LENGTH
-from scans.searching import SlowPattern
+from scans.searching import Search, SlowPattern
 from scans.slices import DataError, Options
 from scans.volumes import PLANES
 
@@ -33,7 +35,11 @@ LONGEST = 1000  # characters of a kept regular expression
 
 def kept_of(args: argparse.Namespace) -> dict:
     """What a checkpoint keeps of the flags that say how data is read."""
-    return {name: getattr(args, name) for name in KEPT}
+    saved = {name: getattr(args, name) for name in KEPT}
+    if args.name_pattern:  # which is searched for below this folder
+        folder = args.data_dir if args.data_dir.is_dir() else args.data_dir.parent
+        saved["pattern_root"] = os.path.abspath(folder)
+    return saved
 
 
 def open_trained(path: Path, device: torch.device | str = "cpu") -> Perceiver:
@@ -56,6 +62,8 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Perceiver:
         if known.get(name) is not None and not is_possible(name, known[name]):
             flag = name.replace("_", "-")
             raise UserError(f"{path}: keeps --{flag} {shown(known[name])}, which can't be")
+    if not isinstance(known.get("pattern_root", ""), str):
+        raise UserError(f"{path}: keeps the folder {shown(known['pattern_root'])}, which can't be")
     if axes == 3:
         length, towards = known.get("slices"), known.get("orientation", "")
         whole = is_size(length) and length >= MIN_LENGTH
@@ -86,10 +94,9 @@ def is_possible(name: str, value: object) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST:
         return False
     try:
-        if name == "name_pattern" and value:
-            compile_pattern(value)
-        re.compile(value)
-    except (DataError, re.error, RecursionError, OverflowError):
+        check = compile_pattern if name == "name_pattern" and value else partial(Search, name)
+        check(value)
+    except DataError:
         return False
     return True
 
@@ -100,6 +107,8 @@ def options_as_trained(model: Perceiver, args: argparse.Namespace) -> Options:
     for name in replaced_by(args):
         kept[name] = None
     options = options_of(args)
+    if kept["name_pattern"] and (root := model.preprocessing.get("pattern_root")):
+        options = replace(options, pattern_root=Path(root))
     return replace(options, **{name: value for name, value in kept.items() if value})
 
 

@@ -24,7 +24,7 @@ from common.quiet import quiet_libraries
 from common.room import free_space, memory
 from common.signals import orderly
 from common.threads import in_threads
-from scans.images import DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
+from scans.images import COLOUR, DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
 from scans.slices import DataError, Slice
 from scans.volumes import VolumeError, read_slices, source_files
 
@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
 
     pixels: np.ndarray  # (n, 1, height, width) uint8
     errors: dict[int, str]  # position -> what is wrong, in one line
-    depths: dict[int, int]  # bits that 16-bit images hold -> so many scans
+    depths: dict[int, int]  # bits that 16-bit images hold, or images.COLOUR -> so many scans
     crc32: int | None = None  # of all pixels, where they were opened with a cache
     note: str = ""  # why they are in memory and not in a file
 
@@ -65,6 +65,7 @@ def decode_slices(
         into = np.zeros((len(slices), 1, *image_size), np.uint8)
     pixels = into
     errors, depths, scans = {}, Counter(), jobs_by_scan(slices)
+    coloured = set()  # scans
 
     def decode(positions: list[int]) -> DecodedImage | None:
         """Fill in pixels, but of a 16-bit image give them back."""
@@ -74,6 +75,8 @@ def decode_slices(
                 image = read_image(first.source, image_size)
                 if image.highest is not None:
                     return image
+                if image.is_colour:
+                    coloured.add(first.scan)
                 pixels[positions, 0] = image.values
             else:
                 planes = read_slices(first.volume)
@@ -100,6 +103,7 @@ def decode_slices(
                 for positions, image in waiting:
                     pixels[positions, 0] = to_grey(image.values, bits)
                 depths[bits] += 1
+    depths |= {COLOUR: len(coloured)} if coloured else {}
     return Decoded(pixels, dict(sorted(errors.items())), dict(depths))
 
 
@@ -159,10 +163,10 @@ def open_pixels(
         decoded = decode_slices(slices, image_size, workers)
         return decoded._replace(crc32=crc32_of(decoded.pixels), note=note)
 
-    made_of = fingerprint(slices, image_size)
-    if made_of is None:  # a file is not there: decoding will name it
+    key = fingerprint(slices, image_size)
+    if key is None:  # a file is not there: decoding will name it
         return in_memory()
-    target = Path(cache_dir, f"{made_of.key}.npy")
+    target = Path(cache_dir, f"{key}.npy")
     try:
         if kept := open_kept(target, shape):
             return kept
@@ -181,7 +185,6 @@ def open_pixels(
         if decoded.errors:
             return decoded._replace(crc32=checksum)
         known = {"version": CACHE_VERSION, "crc32": checksum, "depths": decoded.depths}
-        known |= {"paths": made_of.paths, "files": made_of.files}  # for scans/cleaning.py
         write_json(target.with_suffix(".json"), known)
         return decoded._replace(pixels=np.load(target, mmap_mode="c"), crc32=checksum)
     except OSError as error:
@@ -196,18 +199,11 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-class Fingerprint(NamedTuple):
-    """What pixels are made of."""
-
-    key: str  # changes with any file's path, size or time, and with what is made of them
-    paths: str  # the same, but for sizes and times: who has another key for it is out of date
-    files: tuple[tuple[str, int, int], ...]  # path, bytes and time in ns of the first, ... file
-
-
-def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> Fingerprint | None:
-    """None if a file can't be looked at."""
+def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
+    """Changes with any file's path, size or time, and with what is made of them; None if a file
+    can't be looked at.
+    """
     key = hashlib.sha256(f"{CACHE_VERSION} {tuple(image_size)}".encode())
-    paths, firsts = key.copy(), []
     made_of: dict[str, str] = {}  # source -> sizes and times of its files, and its slicing
     folders: dict[str, str] = {}  # as it is named -> its whole path: quicker than one a file
     for s in slices:
@@ -219,17 +215,13 @@ def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> Fingerprint
             except (OSError, ValueError):  # ValueError: a name with a zero in it
                 return None
             files = [(status.st_size, status.st_mtime_ns) for status in found]
-            firsts.append((parts[0], *files[0]))
             made_of[s.source] = f"{[*files, sliced]}"
         folder, file = os.path.split(s.name)
         if folder not in folders:
             folders[folder] = os.path.join(os.path.abspath(folder), "")
         name = folders[folder] + file
         key.update(f"{name} {made_of[s.source]}\n".encode(errors="surrogateescape"))
-        paths.update(f"{name} {sliced}\n".encode(errors="surrogateescape"))
-    shown = (firsts[0], firsts[len(firsts) // 2], firsts[-1]) if firsts else ()
-    shown = dict.fromkeys((os.path.abspath(path), size, time) for path, size, time in shown)
-    return Fingerprint(key.hexdigest()[:32], paths.hexdigest()[:32], tuple(shown))
+    return key.hexdigest()[:32]
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
@@ -247,7 +239,7 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> Decoded | None:
         return None
     counts = [*depths.values()]
     if {*map(type, [checksum, *counts])} != {int} or not (
-        depths.keys() <= {*range(8, 17)} and all(0 < count <= shape[0] for count in counts)
+        depths.keys() <= {*range(8, 17), COLOUR} and all(0 < count <= shape[0] for count in counts)
     ):
         return None
     try:

@@ -14,7 +14,7 @@ from scans.slices import Options
 from scans.volumes import PLANES
 
 # The flags of add_naming_arguments.
-NAMING = "name_pattern labels label_column slices_per_scan patients series echo".split()
+NAMING = "name_pattern labels label_column label_key slices_per_scan patients series echo".split()
 
 
 def add_data_arguments(group: argparse._ActionsContainer) -> None:
@@ -44,11 +44,14 @@ def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     """The flags that say what names, tables and headers mean."""
     add = group.add_argument
     add("--name-pattern", metavar="REGEX", help="of paths: groups patient, scan, label, slice")
-    add("--labels", nargs="+", metavar="CSV", help="tables: an identifier, a label")
+    tables = "tables of labels, by patient, scan or path"
+    add("--labels", nargs="+", metavar="CSV", help=tables)
     add("--label-column", metavar="NAME", help="their column of labels, if not called label")
+    key = "their column whose values are parts of the paths, such as accession numbers"
+    add("--label-key", metavar="NAME", help=key)
     add("--slices-per-scan", type=positive_int, metavar="N", help="make each N images a scan")
-    patients = "scan: where unknown, each scan is another person; named: so is each name"
-    add("--patients", choices=["scan", "named"], help=patients)
+    patients = "treat each scan whose patient nothing tells as another person"
+    add("--patients", choices=["scan"], help=patients)
     add("--series", metavar="REGEX", help="read DICOM series so described alone")
     echo = "which of a series (default: 1, the shortest)"
     add("--echo", type=positive_int, metavar="N", help=echo)

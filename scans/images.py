@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from common.files import NotAFile, open_regular
 from common.program import counted
@@ -22,6 +22,8 @@ from scans.slices import DataError
 # What Pillow doubts in a file, such as its EXIF data, is no matter where it is decoded.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MAX_PIXELS = 20_000_000  # far above any slice; as RGBA, that takes 240 MB a thread
+JPEG_DIFFERENCE = 16  # of the channels of a grey JPEG, by rounding
+COLOUR = 24  # bits of a pixel, where `describe_depths` counts images in colour
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow would try all it knows: EPS runs Ghostscript
 
 
@@ -71,6 +73,7 @@ class DecodedImage(NamedTuple):
 
     values: np.ndarray
     highest: int | None = None  # of a 16-bit file, before it was resized; None: grey levels
+    is_colour: bool = False  # its channels differed
 
 
 def read_grey(path: str | Path) -> Image.Image:
@@ -101,15 +104,27 @@ def read_grey(path: str | Path) -> Image.Image:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             black = Image.new("RGBA", image.size, "black")
-            return Image.alpha_composite(black, image).convert("L")
-        return image.convert("L")
+            image = Image.alpha_composite(black, image)
+        grey = image.convert("L")
+        grey.info["colour"] = is_colour(image)
+        return grey
+
+
+def is_colour(image: Image.Image) -> bool:
+    """Whether the channels of an image differ by more than JPEG makes them differ."""
+    if image.mode in ("1", "L", "LA"):
+        return False
+    red, green, blue = image.convert("RGB").split()
+    differences = (ImageChops.difference(red, other).getextrema()[1] for other in (green, blue))
+    return max(differences) > JPEG_DIFFERENCE
 
 
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> DecodedImage:
     """Decode one image file, and resize it to (height, width). Raises as `read_grey`."""
     image = read_grey(path)
     highest = int(image.getextrema()[1]) if image.mode == "F" else None
-    return DecodedImage(resize(image, image_size or (image.height, image.width)), highest)
+    values = resize(image, image_size or (image.height, image.width))
+    return DecodedImage(values, highest, image.info.get("colour", False))
 
 
 def resize(image: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
@@ -134,9 +149,12 @@ def to_grey(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def describe_depths(depths: dict[int, int]) -> str:
-    """A line for a person on the scans of 16-bit images: bits -> how many; "" if there are none."""
-    if not depths:
-        return ""
+    """A line for a person on scans of 16-bit images and of images in colour (bits -> how many
+    scans); "" if there are none.
+    """
     counts = {bits: counted(n, "scan") for bits, n in sorted(depths.items())}
+    colour = counts.pop(COLOUR, "")
     held = ", ".join(f"{bits} bits in {scans}" for bits, scans in counts.items())
-    return f"16-bit images hold {held}: made 8 bits scan by scan"
+    lines = [f"16-bit images hold {held}: made 8 bits scan by scan"] if held else []
+    lines += [f"images of {colour} are in colour, and are read as grey"] if colour else []
+    return "; ".join(lines)

@@ -6,7 +6,6 @@ listing.slices, listing.problems, listing.classes
 
 import difflib
 import os
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,12 +13,11 @@ from pathlib import Path
 
 from common.files import abridged, abridged_lines
 from common.program import MissingPackage, counted
-from scans import names
+from scans.identity.names import are_sides, patient_part, says_nothing_of_patients
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
-from scans.series import check_one_sequence, is_volume, merge_alike
-from scans.slices import DataError, Kind, Listing, Options, Problem, Slice
-from scans.tables import missing_files
+from scans.series import check_one_sequence, check_series_used, is_volume, merge_alike
+from scans.slices import FAILURES, DataError, Kind, Listing, Options, Problem, Slice
 
 MIN_SCANS = 2  # of one there is nothing to say, such as where predict.py reads it
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
@@ -32,7 +30,7 @@ def list_labelled(
 ) -> Listing:
     """The labelled slices of a folder or a manifest, sorted by scan and number.
 
-    Problems that are left are remarks: what was left out, and what was guessed.
+    Problems that are left are remarks: what was left out, and what may be wrong.
 
     Raises:
         DataError: no such folder, a folder or volume that can't be read, a name that contradicts
@@ -45,6 +43,8 @@ def list_labelled(
     listing = list_slices(path, classes, options)
     if not options.series:
         check_one_sequence(listing.slices)
+    elif not listing.of_kind(*FAILURES):
+        check_series_used(listing.slices, options.series)
     if unreadable := listing.of_kind(Kind.UNREADABLE):
         lines = [f"  {problem}" for problem in unreadable]
         raise DataError(f"{counted(len(lines), 'path')} can't be read:", *first_problems(lines))
@@ -66,7 +66,8 @@ def list_labelled(
         short = listing.of_kind(Kind.LOCALIZER)
         if short and not others:
             raise DataError(f"{path}: no scan, but {short[0]}")
-        raise DataError(nothing_labelled(path, others, listing.classes, options))
+        advice = list(map(str, remarks)) if options.labels else []
+        raise DataError(nothing_labelled(path, others, listing.classes, options), *advice)
     if others:
         text = f"{counted(len(others), 'slice')} without a label, left out: {abridged(others)}"
         remarks.append(Problem("", Kind.REMARK, text))
@@ -76,16 +77,16 @@ def list_labelled(
         remarks.append(Problem("", Kind.REMARK, text))
     if nameless := listing.of_kind(Kind.NAMELESS):
         first, *more = nameless[0].lines
-        raise DataError(f"{path}: {first}", *more, *map(str, remarks))
+        raise DataError(f"{path}: {first}", *more)
     check_scans(labelled, "the manifest" if is_manifest(os.fspath(path)) else "the names")
     if is_manifest(os.fspath(path)):
         check_files(labelled, os.path.dirname(os.path.abspath(path)))
     sort_slices(labelled)
     lines = describe_patients(labelled, listing)
-    if classes is None and not names.are_sides(listing.classes):
+    if classes is None and not are_sides(listing.classes):
         lines = [describe_labels(labelled, listing.classes), *lines]
     remarks += [Problem("", Kind.REMARK, line) for line in lines]
-    return Listing(labelled, remarks, listing.classes, listing.patients, listing.is_inferred)
+    return Listing(labelled, remarks, listing.classes, listing.patients, listing.is_by_name)
 
 
 def first_problems(lines: list[str]) -> list[str]:
@@ -153,7 +154,7 @@ def check_scans(slices: list[Slice], where: str) -> None:
             if len(values) > 1:
                 raise DataError(
                     f"scan {scan} is of two {what}s: {abridged(sorted(values))}; correct {where}, "
-                    "or let the scan's name hold more of the path"
+                    "or add a column or a group scan, or --slices-per-scan 1: each image a scan"
                 )
 
 
@@ -161,11 +162,13 @@ def check_files(slices: list[Slice], base: str) -> None:
     """Raise DataError if images that a manifest names are not there."""
     missing = [s.source for s in slices if s.volume is None and not os.path.exists(s.source)]
     if missing:
-        raise DataError(missing_files([os.path.relpath(path, base) for path in missing], base))
+        number = "1 file is" if len(missing) == 1 else f"{len(missing):,} files are"
+        paths = abridged([os.path.relpath(path, base) for path in missing])
+        raise DataError(f"{number} not there: {paths}; paths are relative to {base}")
 
 
 def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
-    """How patients were inferred, with examples; what is odd about them and about scans."""
+    """Examples of patients that names tell; what is odd about them and about scans."""
     scans = {s.scan: s for s in slices}
     if len(scans) < MIN_SCANS or not all(s.patient for s in slices):
         return []
@@ -173,7 +176,7 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
     low, high = min(scans_of.values()), max(scans_of.values())
     each = counted(low, "scan") if low == high else f"{low} to {high} scans"
     lines = []
-    if listing.is_inferred:
+    if listing.is_by_name:
         shown = list(scans.values())[:: max(1, len(scans) // 3)][:3]
         examples = ", ".join(f"{s.name} -> {s.patient}" for s in shown)
         text = f"patients are {listing.patients}: {len(scans_of)}, of {each} each: {examples}"
@@ -185,7 +188,7 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
             "every scan is of a patient of its own: if one person has several, their scans are "
             "trained on and tested, and the accuracy is too good"
         )
-    elif names.are_sides(listing.classes) and len(having) == len(scans_of):
+    elif are_sides(listing.classes) and len(having) == len(scans_of):
         lines.append(
             "both knees of 0 patients: if people have both, they are taken for two, and the "
             "accuracy is too good"
@@ -204,39 +207,29 @@ def nothing_labelled(
     path: str | Path, unlabelled: list[str], classes: list[str], options: Options
 ) -> str:
     """Why nothing of it can be trained on, and what to do."""
-    first = f"; first: {unlabelled[0]}" if unlabelled else ""
-    what = f"{counted(len(unlabelled), 'slice')} but none with a label ({', '.join(classes)})"
-    if options.labels:
-        tables = ", ".join(map(str, options.labels))
-        return f"{path}: {what}; no identifier of {tables} is a part of their paths{first}"
-    if options.name_pattern:
-        text = f"--name-pattern {options.name_pattern} finds no label in their names"
-        if not any(re.search(options.name_pattern, name) for name in unlabelled):
-            text = (
-                f"--name-pattern {options.name_pattern} is found in none of their paths (these "
-                "have endings such as .png)"
-            )
-        return f"{path}: {what}; {text}{first}"
     if not unlabelled:
-        what = "no images and no volumes"
-    folders = "folders " + " and ".join(f"{label}/" for label in classes)
-    akoa = "names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png, or "
-    forms = (akoa if names.are_sides(classes) else "") + folders
-    expected = f"expected {forms}; --name-pattern, --labels or a manifest can tell otherwise"
+        return f"{path}: no images and no volumes"
+    expected = "expected folders " + " and ".join(f"{label}/" for label in classes)
+    if are_sides(classes):
+        expected += " or names like OAI9014797_BaseLine_3_de3d1_SAG_3D_DESS_WE_RIGHT.nii.gz_0.png"
+    expected += "; --name-pattern, --labels or a manifest can tell otherwise"
     if others := folders_like_classes(Path(path), unlabelled):
         expected += f"; if these folders are the classes: --classes {shlex.join(others)}"
-    return f"{path}: {what}; {expected}{first}"
-
-
-def is_no_class(folder: str) -> bool:
-    """Subsets, visits and patients are none."""
-    word = names.WORD_AND_REST.fullmatch(folder.lower())
-    is_patient = word[1] in names.PATIENT_WORDS and word[2]
-    return bool(names.is_subset(folder) or names.is_visit(folder) or is_patient)
+    if options.name_pattern:
+        expected = f"--name-pattern {options.name_pattern} finds none in their paths"
+    if options.labels:
+        expected = f"no row of {', '.join(map(str, options.labels))} is of any of them"
+    count = counted(len(unlabelled), "slice")
+    return (
+        f"{path}: {count} but none with a label ({', '.join(classes)}); {expected}; first: "
+        f"{unlabelled[0]}"
+    )
 
 
 def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
-    """The names of the folders of one level, where they are so few that they may be classes."""
+    """The folders of the level that has fewest, if they are few enough to be classes, and are no
+    subsets, visits or patients.
+    """
     levels = defaultdict(set)
     for path in paths:
         for level, name in enumerate(Path(os.path.relpath(path, root)).parts[:-1]):
@@ -244,14 +237,7 @@ def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
     found = [
         folders
         for folders in levels.values()
-        if len(folders) in CLASS_FOLDERS and not any(map(is_no_class, folders))
+        if len(folders) in CLASS_FOLDERS
+        and not any(says_nothing_of_patients(x, ()) or patient_part(x) for x in folders)
     ]
-    # Of p01/normal and p02/abnormal: classes are fewer than patients, and seldom numbered.
-    named = [
-        folders
-        for folders in found
-        if not any(names.number_at_end(folder).strip("0") for folder in folders)
-    ]
-    if not named and len(found) > 1:
-        return []  # 0/1/7.png: who knows which of the two is the patient
-    return sorted(min(named or found, key=len, default=[]), key=natural_order)
+    return sorted(min(found, key=len, default=[]), key=natural_order)

@@ -9,24 +9,22 @@ What can be trained on: `labelled.list_labelled`.
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from functools import partial
 from itertools import count
-from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
 from common.files import abridged
-from common.program import MissingPackage, counted
+from common.program import MissingPackage, counted, typed
 from common.quiet import quiet_libraries
 from scans import names
 from scans.dicom import problem_of
-from scans.found import INFERRED, TABLE, Found
-from scans.identities import identify
-from scans.label_tables import LabelTables, read_labels
-from scans.names import is_image, label_of_word, natural_order
-from scans.readings import ask, ask_of_strangers
-from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume
+from scans.identity.labels import Labels, read_labels
+from scans.identity.names import last_number, nfc
+from scans.identity.records import Context, LabelBy, PatientBy, Record, Told
+from scans.identity.rules import Identified, compile_pattern, identify
+from scans.identity.tables import ManifestRow, label_in, read_manifest
+from scans.names import is_image, natural_order
+from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume, open_volumes
 from scans.slices import (
     FAILURES,
     SIDES,
@@ -37,17 +35,10 @@ from scans.slices import (
     Problem,
     Unchosen,
 )
-from scans.tables import (
-    classes_of_manifest,
-    expected_class,
-    read_manifest,
-    remark_on_manifest,
-)
 from scans.volumes import VolumeError
 
 MAX_NAME_BYTES = 32 << 10  # of a path on standard input; systems take 4 kB
 MAX_NAMES = 5_000_000
-FIELDS = attrgetter(*(field.name for field in fields(Found)))  # all values of one
 
 # ---- everything that is there --------------------------------------------------------------------
 
@@ -74,13 +65,9 @@ def list_slices(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
-    tables, usual = None, partial(classes_without_tables, paths)
-    if options.labels:
-        labels = list(map(Path, options.labels))
-        tables = read_labels(labels, options.label_column, classes, usual)
-    if classes is None:
-        classes = tables.classes if tables else usual()
-    classes = check_classes(classes)
+    usual = classes if classes is not None else classes_without_tables(paths)
+    tables = read_labels(options, classes, usual) if options.labels else None
+    classes = check_classes(tables.classes if tables else usual)
 
     lister = Lister(classes, options)
     groups, files = [], []  # what is named together
@@ -91,37 +78,45 @@ def list_slices(
             groups.append((path, lister.read_manifest(Path(path))))
         else:
             files += lister.read_file(path)
-    slices, ways = [], []
-    for path, found in [*groups, ("", files)]:
+    slices, ways, records = [], [], []
+    for path, found in [*groups, *([("", files)] if files else [])]:
         root = path if os.path.isdir(path) else os.path.dirname(path)
         root = os.path.abspath(root) if path else ""
         prefix = path if len(paths) > 1 else ""
-        ways += lister.identify(found, root, tables, prefix)
-        slices += [s for item in found for s in item.slices(prefix)]
+        identified = lister.identify(found, root, tables, prefix)
+        ways += identified.ways
+        records += identified.records
+        slices += [s for record in identified.records for s in record.slices(prefix)]
     if tables:
-        lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes()]
+        lister.problems += [Problem("", Kind.REMARK, text) for text in tables.notes(records)]
     slices = list({(s.source, s.index): s for s in slices}.values())
     unread = [problem for problem in lister.problems if problem.kind is Kind.PACKAGE]
     if unread and not slices:
         raise MissingPackage(unread[0].text)
     problems = merge_remarks(lister.problems, slices, options)
-    return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)), lister.is_inferred)
+    is_by_name = any(
+        record.label and record.way in (PatientBy.OAI, PatientBy.WORD) for record in records
+    )
+    return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)), is_by_name)
 
 
 def classes_without_tables(paths: Sequence[str]) -> Sequence[str]:
     """Those that one manifest tells, or left and right."""
     if len(paths) == 1 and is_manifest(paths[0]):
-        return classes_of_manifest(Path(paths[0]))
+        return read_manifest(Path(paths[0])).classes
     return SIDES
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
-    """Raise DataError unless there are two or more that differ in more than their case."""
+    """In Unicode's composed form. Raises DataError unless there are two or more that differ in more
+    than their case.
+    """
+    classes = list(map(nfc, classes))
     different = {label.strip().lower() for label in classes} - {""}
     if len(different) < 2 or len(different) < len(classes):
         given = " ".join(classes)
         raise DataError(f"--classes {given}: expected two or more labels that differ")
-    return list(classes)
+    return classes
 
 
 def with_standard_input(paths: Sequence[str]) -> Iterator[str]:
@@ -187,55 +182,56 @@ class Lister:
 
     def __init__(self, classes: list[str], options: Options = Options()):
         self.classes, self.options = classes, options
+        self.pattern = compile_pattern(options.name_pattern) if options.name_pattern else None
         self.problems: list[Problem] = []
-        self.is_inferred = False  # whether patients are, some of them
 
     def note(self, kind: Kind, text: str, path: str = "") -> None:
         self.problems.append(Problem(path, kind, text))
 
     def identify(
-        self, found: list[Found], root: str, tables: LabelTables | None, prefix: str = ""
-    ) -> list[str]:
-        """Fill in what is known of each. Returns the ways in which patients are known.
+        self, records: list[Record], root: str, tables: Labels | None, prefix: str = ""
+    ) -> Identified:
+        """Say of all records of a folder, a manifest, or the files named one by one who is who."""
+        context = Context(self.classes, self.options, root, prefix, self.pattern)
+        identified = identify(records, context, tables)
+        self.problems += identified.remarks
+        if identified.question:
+            self.note(Kind.NAMELESS, identified.question)
+        return identified
 
-        Of one scan there is nothing to part, and a prediction of single files needs no patient:
-        otherwise it is asked for where nothing tells it.
+    def base_of(self, path: str | Path) -> str:
+        """Folders before a path, so that --name-pattern reads it as it read the folder that it was
+        made for; "" elsewhere.
         """
-        # Before it changes them; in values, as copies take longer.
-        pristine = [FIELDS(item) for item in found] if root else []
-        arguments = self.classes, self.options
-        known = identify(found, *arguments, self.problems, root, tables, prefix)
-        if root and len({item.scan for item in known.unknown}) > 1:
-            before = [Found(*values) for values in pristine]
-            self.note(Kind.NAMELESS, ask(before, known.unknown, *arguments, root, tables))
-        elif root and known.strangers and self.options.patients != "named":
-            others = {item.scan for item in found if item.label} - {x.scan for x in known.strangers}
-            self.note(Kind.NAMELESS, ask_of_strangers(len(others), known.strangers))
-        self.is_inferred |= any(item.way == INFERRED for item in found if item.label)
-        return known.ways
+        root = self.options.pattern_root
+        if root is None or self.pattern is None:
+            return ""
+        inside = os.path.relpath(os.path.abspath(path), root)
+        return "" if inside == "." or inside.startswith("..") else Path(inside).as_posix()
 
-    def read_folder(self, root: Path) -> list[Found]:
+    def read_folder(self, root: Path) -> list[Record]:
         """All images and volumes below a folder, in natural order.
 
         Its own path says nothing: /data/left is not all left.
         """
-        found: list[Found] = []
+        found: list[Record] = []
+        base = self.base_of(root)
         lost, failures, own, before = [], [], [], len(self.problems)
         not_images = []  # the other files of each folder
         for folder, files in walk(root, failures, own):
             inside = Path(folder).relative_to(root).as_posix()
-            start = "" if inside == "." else f"{inside}/"
+            start = "/".join([x for x in (base, inside) if x not in ("", ".")] + [""])
             images, others = [], []
             for name in files:
                 (images if is_image(name) else others).append(name)
             whole = os.path.join(folder, "")
-            found += [Found(whole + name, start + name) for name in images]
+            found += [Record(whole + name, nfc(start + name)) for name in images]
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
             not_images.append((folder, others))
         for volumes, problems in find_all_volumes(not_images, self.options):
             self.problems += problems
-            found += [Found(v.source, below(v.path, root), v) for v in volumes]
+            found += [Record(v.source, nfc(below(v.path, root, base)), v) for v in volumes]
         for error in failures:
             self.note(Kind.UNREADABLE, error.strerror, error.filename)
         if lost:
@@ -248,54 +244,89 @@ class Lister:
             self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))
         return sorted(found, key=lambda item: natural_order(item.source))
 
-    def read_file(self, path: str) -> list[Found]:
+    def read_file(self, path: str) -> list[Record]:
         """One image or volume."""
+        record = Record(path, nfc(self.base_of(path) or Path(path).as_posix()))
         if not is_volume(path):
-            return [Found(path, Path(path).as_posix())]
+            return [record]
         try:
-            return [Found(path, Path(path).as_posix(), open_volume(path, self.options), scan=path)]
+            return [record._replace(volume=open_volume(path, self.options), scan=path)]
         except VolumeError as error:
             self.problems.append(problem_of(error)._replace(path=path))
         except MissingPackage as error:
             self.note(Kind.PACKAGE, str(error), path)
         return []
 
-    def read_manifest(self, path: Path) -> list[Found]:
+    def read_manifest(self, path: Path) -> list[Record]:
         """The images and volumes of a manifest; their paths are relative to its folder.
 
         Raises:
             UserError: it is no table; as DataError a column is missing, or a row can't be used (it
                 is named by its line).
         """
-        if remark := remark_on_manifest(path):
-            self.note(Kind.REMARK, remark)
-        found: dict[str, Found] = {}
-        for row in read_manifest(path):
-            label = label_of_word(row.label, self.classes)
-            file = os.path.normpath(path.parent / row.path)
-            problem = f"{row.path} is in it twice" if file in found else ""
-            if label is None:
-                problem = f"label {expected_class(row.label, self.classes)}"
-            if problem or not row.path:
-                raise DataError(f"{path}, line {row.line}: {problem or 'names no path'}")
-            named = Path(os.path.normpath(row.path)).as_posix()
-            item = Found(file, named, None, label, row.patient, row.scan, label_by="manifest")
-            item.way = TABLE if row.patient else ""
-            if is_image(os.path.basename(file)):
-                item.number = int(names.number_at_end(Path(file).stem) or 0)
-                found[file] = item
-                continue
-            try:
-                item.volume = open_volume(file, self.options)
-                found[file] = item
-            except Unchosen as error:
-                self.problems.append(problem_of(error))
-            except VolumeError as error:
-                self.note(Kind.UNREADABLE, f"{error.text} ({path}, line {row.line})", file)
+        manifest = read_manifest(path, self.classes)
+        if manifest.remark:
+            self.note(Kind.REMARK, manifest.remark)
+        found: dict[str, Record] = {}
+        for row in manifest.rows:
+            where = f"{path}, line {row.line}"
+            if not row.path:
+                raise DataError(f"{where}: names no path")
+            for record in self.records_of_row(path, row, where):
+                if found.setdefault(record.source, record) is not record:
+                    raise DataError(f"{where}: {row.path} is in it twice")
         return list(found.values())
 
+    def records_of_row(self, manifest: Path, row: ManifestRow, where: str) -> list[Record]:
+        """An image, a volume, or a folder of images, which are one scan."""
+        label = label_in(row.label, self.classes, f"{where}: label")
+        file = os.path.normpath(manifest.parent / row.path)
+        record = Record(
+            file,
+            nfc(Path(os.path.normpath(row.path)).as_posix()),
+            labels=(Told(label, LabelBy.MANIFEST),),
+            patients=(Told(row.patient, PatientBy.TABLE),) if row.patient else (),
+            scan=row.scan,
+        )
+        if is_image(os.path.basename(file)):
+            return [record._replace(number=number_of(file))]
+        if os.path.isdir(file) and (images := sorted(filter(is_image, os.listdir(file)))):
+            scan = record._replace(scan=row.scan or record.path)
+            return [
+                scan._replace(
+                    source=os.path.join(file, image),
+                    path=f"{record.path}/{nfc(image)}",
+                    number=number_of(image),
+                )
+                for image in sorted(images, key=natural_order)
+            ]
+        try:
+            volumes = open_volumes(file, self.options)
+        except Unchosen as error:
+            self.problems.append(problem_of(error))
+            return []
+        except VolumeError as error:
+            self.note(Kind.UNREADABLE, f"{error.text} ({where})", file)
+            return []
+        if len(volumes) > 1:
+            series = [volume.description or volume.source for volume in volumes]
+            raise DataError(
+                f"{where}: {row.path} holds {len(volumes)} series: {abridged(series)}; choose by "
+                f"their descriptions, such as --series {typed(series[0])}"
+            )
+        return [record._replace(volume=volumes[0])]
 
-def below(path: str, root: Path) -> str:
-    """The path below root; of root itself (a folder of DICOM files) its name."""
+
+def number_of(image: str) -> int:
+    """The last number of its name, or 0."""
+    number = last_number(Path(nfc(image)).stem, None)
+    return int(number.text) if number else 0
+
+
+def below(path: str, root: Path, base: str) -> str:
+    """The path below root, behind a base; of root itself (a folder of DICOM files) its name."""
     relative = Path(os.path.relpath(path, root))
-    return relative.as_posix() if relative != Path(".") else os.path.basename(os.path.abspath(root))
+    if relative == Path("."):
+        relative = Path(os.path.basename(os.path.abspath(root)))
+        base = os.path.dirname(base)
+    return (Path(base) / relative).as_posix()

@@ -11,7 +11,7 @@ from common.pictures import Box, fitted, height_for, make_page, put_image, put_t
 from common.program import counted
 from common.quiet import quiet_libraries
 from common.threads import in_threads
-from scans import names
+from scans.identity.names import AKOA_VISIT, are_sides
 from scans.images import ImageError, open_image
 from scans.slices import Slice, by_scan
 
@@ -41,11 +41,11 @@ def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
             f"{label:<{width}} {count:>7,} slices, {len(members):>4} scans, {number:>4} patients"
         )
     several = len([p for p, n in Counter(p for p, _ in having).items() if n > 1])
-    both = "both knees" if names.are_sides(classes) else "several classes"
+    both = "both knees" if are_sides(classes) else "several classes"
     lines.append(
         f"{both} of {counted(several, 'patient')}; {len(scans) / len(patients):.1f} scans a patient"
     )
-    if visits := Counter(m[1] for scan in scans if (m := names.AKOA_VISIT.match(scan))):
+    if visits := Counter(m[1] for scan in scans if (m := AKOA_VISIT.match(scan))):
         lines.append("visits: " + ", ".join(f"{name} {n}" for name, n in visits.most_common()))
     return lines
 

@@ -1,23 +1,24 @@
 r"""A regular expression that is searched for in names, in bounded time.
 
-    search = Search("name_pattern", compile_pattern(r"(?P<patient>p\d+)"))
+    search = Search("name_pattern", r"(?P<patient>p\d+)")
     search("left/p01/7.png")            # a match, or None
 
-Some take years for one name, as (\w+)+! does: a slip of who types one, or meant so by who wrote a
-checkpoint that keeps one. No rule for how they look finds them all, as a clock does.
+Some expressions take years for one name, as (a|aa)+$ does: mistyped, or kept by a checkpoint that
+comes from a stranger. The package `regex` reads what Python's `re` reads, and takes a timeout.
 """
 
 import re
-import signal
-import threading
 import time
+from math import prod
+
+import regex
 
 from scans.slices import DataError
 
-# Of a processor, for all names and more for each: an expression takes microseconds a name. In a
-# second one that repeats nothing, as (?:){4000000000} does, takes 2 GB.
+# Seconds for all names, and more for each: an expression takes microseconds a name.
 SECONDS, SECONDS_A_NAME = 0.5, 0.001
-LOOKED_AT = 0.05  # seconds of all threads of this process
+# Repetitions within repetitions are multiplied: a{99} nested five times takes all memory there is.
+REPEAT, MOST_REPEATS = re.compile(r"\{(?:\d*,)?(\d+)", re.ASCII), 1_000_000
 
 
 class SlowPattern(DataError):
@@ -31,44 +32,29 @@ class SlowPattern(DataError):
         )
 
 
-class TimeIsUp(Exception):
-    """Raised in a search by the handler of a signal, and nowhere else."""
-
-
 class Search:
     """Searches name after name; all names together have the time that is said above.
 
-    It is not bounded where there is no such clock: on Windows, and in threads.
+    Raises DataError if the text is not a regular expression.
     """
 
-    def __init__(self, option: str, pattern: re.Pattern):
-        self.option, self.pattern, self.left = option, pattern, SECONDS
-
-    def __call__(self, name: str) -> re.Match | None:
-        """What `pattern.search` finds. Raises SlowPattern."""
-        main = threading.current_thread() is threading.main_thread()
-        if not (main and hasattr(signal, "setitimer")):
-            return self.pattern.search(name)
-        started = time.thread_time()
-        self.left += SECONDS_A_NAME
-        if self.left <= 0:  # by many names, each of which was too short for the clock
-            raise SlowPattern(self.option, self.pattern.pattern, name)
-        end = started + self.left
-
-        def look_at_the_clock(number: int, frame: object) -> None:
-            if time.thread_time() > end:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                raise TimeIsUp  # `re` asks for signals on its way; no code that could lose it runs
-
-        before = signal.signal(signal.SIGPROF, look_at_the_clock)
+    def __init__(self, option: str, text: str, flags: int = 0):
+        self.option, self.left = option, SECONDS
+        flag = f"--{option.replace('_', '-')} {text}"
+        if prod(map(int, REPEAT.findall(text))) > MOST_REPEATS:
+            raise DataError(f"{flag}: repeats more than {MOST_REPEATS:,} times")
         try:
-            try:
-                signal.setitimer(signal.ITIMER_PROF, LOOKED_AT, LOOKED_AT)
-                return self.pattern.search(name)
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-        except (TimeIsUp, MemoryError) as error:
+            self.pattern = regex.compile(text, flags)
+        except (regex.error, RecursionError, OverflowError, ValueError) as error:
+            raise DataError(f"{flag}: not a regular expression: {error}") from error
+
+    def __call__(self, name: str) -> regex.Match | None:
+        """What `pattern.search` finds. Raises SlowPattern."""
+        self.left += SECONDS_A_NAME
+        started = time.thread_time()
+        try:
+            return self.pattern.search(name, timeout=max(self.left, SECONDS_A_NAME))
+        except (TimeoutError, MemoryError) as error:
             raise SlowPattern(self.option, self.pattern.pattern, name) from error
         finally:
-            signal.signal(signal.SIGPROF, before)
             self.left -= time.thread_time() - started

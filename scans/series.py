@@ -15,10 +15,11 @@ from pathlib import Path
 
 from common.files import abridged, abridged_lines
 from common.program import MissingPackage, counted
-from scans import names
 from scans.archives import is_archive
 from scans.dicom import Volumes, is_dicom, problem_of
 from scans.headers import read_units, units_of
+from scans.identity.names import SIDE_WORD
+from scans.names import is_volume_name
 from scans.searching import Search
 from scans.slices import (
     SIDES,
@@ -50,7 +51,7 @@ class SeveralSequences(DataError):
 def is_volume(path: str | os.PathLike) -> bool:
     """Whether it is to be read as a volume, by its ending or its content."""
     name = os.path.basename(path)
-    return names.is_volume_name(name) or is_archive(name) or is_dicom(path)
+    return is_volume_name(name) or is_archive(name) or is_dicom(path)
 
 
 def find_volumes(folder: str, files: list[str], options: Options = Options()) -> Volumes:
@@ -82,8 +83,7 @@ def find_all_volumes(
 
 def choose(found: Iterable[Volumes], options: Options) -> Volumes:
     """What can be used, and is named by --series, of what was found; volumes get their slicing."""
-    pattern = compile_series(options.series) if options.series else None
-    search = Search("series", pattern) if pattern else None
+    search = Search("series", options.series, re.IGNORECASE) if options.series else None
     volumes, problems = [], []
     for of_unit in found:
         numbers = {}  # of series that share a path
@@ -113,15 +113,13 @@ def free_numbers(path: str) -> Iterator[int]:
     yield from (n for n in count(2) if not os.path.exists(f"{path}#{n}"))
 
 
-def compile_series(text: str) -> re.Pattern:
-    try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise DataError(f"--series {text}: not a regular expression: {error}") from error
-
-
 def open_volume(path: str | Path, options: Options = Options()) -> Volume:
-    """One volume, given by its file, its archive or its DICOM folder.
+    """The first of `open_volumes`."""
+    return open_volumes(path, options)[0]
+
+
+def open_volumes(path: str | Path, options: Options = Options()) -> list[Volume]:
+    """The volumes of one file, archive or DICOM folder: one, or several series.
 
     Raises VolumeError if there is none, Unchosen if --series names none of those that there are,
     and MissingPackage without SimpleITK.
@@ -131,7 +129,7 @@ def open_volume(path: str | Path, options: Options = Options()) -> Volume:
     folder, files = (path, os.listdir(path)) if is_folder else os.path.split(path)
     found = find_volumes(folder, files if is_folder else [files], options)
     if found.volumes:
-        return found.volumes[0]
+        return found.volumes
     # What else is wrong says more than that a series is not the chosen one.
     for problem in sorted(found.problems, key=lambda p: p.kind is Kind.UNCHOSEN):
         if problem.kind is Kind.PACKAGE:
@@ -186,6 +184,12 @@ def merge_remarks(
     return left + [Problem("", Kind.REMARK, line) for line in lines]
 
 
+def check_series_used(slices: Iterable[Slice], series: str | None) -> None:
+    """Raise DataError where --series is given and there is nothing that it could choose from."""
+    if series and not any(s.volume for s in slices):
+        raise DataError(f"--series {series}: there are no series and no volumes to choose from")
+
+
 def merge_alike(problems: Iterable[Problem]) -> list[str]:
     """A line for each text: what it is, how often and where."""
     paths = defaultdict(list)
@@ -202,7 +206,7 @@ def merge_alike(problems: Iterable[Problem]) -> list[str]:
 
 def sequence_of(description: str) -> str:
     """A description without its side: SAG_3D_DESS_LEFT -> SAG_3D_DESS; A_LEFT_B -> A_*_B."""
-    return names.SIDE_WORD.sub("*", description).strip("*_.- ").upper()
+    return SIDE_WORD.sub("*", description).strip("*_.- ").upper()
 
 
 def check_one_sequence(slices: Iterable[Slice]) -> None:

@@ -37,14 +37,15 @@ class Options:
     plane: str = "stored"  # in which volumes are cut
     slices: int = 40  # taken of a volume, evenly spaced; all where it has fewer
     slices_per_scan: int | None = None  # so many images of a folder, in sorted order, are a scan
-    labels: Sequence[str] = ()  # tables of labels by identifier: label_tables.py
+    labels: Sequence[str] = ()  # tables of labels: scans/identity/tables.py
     label_column: str | None = None  # of those tables, where it is not called label
-    # "scan": each scan whose patient nothing tells is another person's; "named": patients that are
-    # told and patients that are inferred from names are never the same people
-    patients: str | None = None
+    label_key: str | None = None  # their column whose values are a part of the path each
+    patients: str | None = None  # "scan": each scan whose patient nothing tells is another person
     series: str | None = None  # regular expression: of descriptions, the series that are read
     echo: int | None = None  # of several echoes of a series: 1 is the shortest, as None is
     cache_dir: Path | None = None  # keeps the headers of volumes; None: they are not kept
+    # The folder that --name-pattern was made for: paths inside it are read from there.
+    pattern_root: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class Kind(Enum):
     FOREIGN = "foreign"  # an archive that holds no series of DICOM files
     CONTRADICTION = "contradiction"  # two things tell two labels
     PACKAGE = "package"  # it is not read, as a package is missing
-    NAMELESS = "nameless"  # names do not tell the patient
+    NAMELESS = "nameless"  # nothing tells the patient
     REMARK = "remark"  # nothing is wrong with the data; it is said
 
 
@@ -190,7 +191,7 @@ class Listing:
     problems: list[Problem]
     classes: list[str]  # the labels, in order
     patients: str = ""  # how they are known, such as: told by DICOM
-    is_inferred: bool = False  # whether some were inferred from names
+    is_by_name: bool = False  # whether rules about names told some
 
     def of_kind(self, *kinds: Kind) -> list[Problem]:
         return [problem for problem in self.problems if problem.kind in kinds]

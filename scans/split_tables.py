@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from common.csv_tables import Table, read_csv, write_csv
 from common.program import counted
+from common.tables import Table, read_csv, write_csv
 from scans.slices import DataError
 from scans.splits import NONE, SUBSETS, Scans
 
@@ -70,7 +70,7 @@ def read_split(path: str | Path, scans: Scans, fold: int | None = None) -> dict[
     """Read a split file: a CSV with at least the columns `subset` and `scan`, such as split.csv.
 
     Or with the columns `fold` and `scan`, such as folds.csv: the subsets where this fold is tested.
-    Any delimiter, and names of columns in any case, as common.files.read_csv takes them.
+    Any delimiter, and names of columns in any case, as common.tables.read_csv takes them.
 
     Raises:
         UserError: no such file; as DataError a row that can't be used (named by its line), a scan

@@ -19,7 +19,7 @@ from common.program import MissingPackage, counted
 from scans.archives import unpacked
 from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
 from scans.formats import DICOM_READER, check_claim, check_file, check_whole, data_files, reader_of
-from scans.names import side_in
+from scans.identity.names import side_in
 from scans.slices import DAMAGED, DataError, Options, Slicing, TooShort, Volume, VolumeError
 
 PLANES = ("stored", "sagittal", "coronal", "axial")
@@ -119,7 +119,7 @@ def read_header(path: str, is_dicom: bool = False) -> Volume:
     tags = {name: clean(reader.GetMetaData(tag)) for name, tag in held.items()}
     letters = {tags.get("laterality"), tags.get("image_laterality")}
     sides = {LATERALITY[letter] for letter in letters & LATERALITY.keys()}
-    sides |= {side_in(tags.get("description", ""))} - {None}
+    sides |= {side_in(tags.get("description", ""), letters=False)} - {None}
     bits = tags.get("bits") or sitk.GetPixelIDValueAsString(reader.GetPixelID()).split("-")[0]
     return Volume(
         path=path,

@@ -18,8 +18,8 @@ from common.files import check_regular, try_folder, whole_folder
 from common.program import UserError
 from common.quiet import quiet_libraries
 from common.threads import in_threads
+from scans.identity.names import Identity, written_name
 from scans.images import ImageError, bit_depth, read_image, to_grey
-from scans.names import Identity, written_name
 from scans.slices import DataError, Kind, Listing, Problem, Slice
 from scans.volumes import VolumeError, read_slices
 

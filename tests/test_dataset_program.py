@@ -17,7 +17,7 @@ from PIL import Image
 
 import dataset
 import train
-from common.csv_tables import read_csv
+from common.tables import read_csv
 from dataset import Dataset, list_labelled, load_dataset, split
 from scans import split_tables, splits
 from scans.cache import CHUNK

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from common.csv_tables import read_csv
+from common.tables import read_csv
 from perceiver import Perceiver
 
 ROOT = Path(__file__).parent.parent

@@ -147,16 +147,43 @@ def write_grades(path: str, patients: Iterable[int]) -> None:
     write_text(path, "ID|SIDE|V00XRKL", *rows)
 
 
-def build_xrays() -> None:
-    """Names tell the patient and a barcode; a second table tells the knee of the barcode."""
-    patients = range(9003175, 9003183)
-    knees = product(patients, (1, 2))
-    barcodes = {knee: 16600014801 + i for i, knee in enumerate(knees)}
-    for (patient, _), barcode in barcodes.items():
-        write_images(f"xrays/{patient}_{barcode}.png")
-    rows = [f"{barcodes[p, n]}|{p}|{n}: {side}" for p in patients for n, side in OAI_SIDES]
-    write_text("barcodes.txt", "BARCODE|ID|SIDE", *rows)
-    write_grades("kxr.txt", patients)
+def build_oai_images() -> None:
+    write_images("oai/{patient}{side}.png", sides="LR", patients=OAI_PATIENTS)
+    write_grades("kxr.txt", OAI_PATIENTS)
+
+
+def build_xray() -> None:
+    """Letters tell the sides of images, words those of the table. Its patients lost their zeros."""
+    write_images("xray/P{patient:03}_{side}.png", sides="LR")
+    rows = [f"{p},{side},{(p + n) % 3}" for p in range(1, 9) for n, side in OAI_SIDES]
+    write_text("grades-by-side.csv", "patient,side,grade", *rows)
+
+
+def build_hospital() -> None:
+    """Paths hold accession numbers; some patients have two."""
+    rows = []
+    for number in range(12):
+        accession, patient = 32011 + 7 * number, 1 + number % 8
+        write_images(f"export/{accession}/4/IM{{slice:04}}.png", slices=range(1, 4))
+        rows.append(f"{accession},{patient},{'yes' if patient % 2 else 'no'}")
+    write_text("cases.csv", "accession,patient,tear", *rows)
+
+
+def build_bids() -> None:
+    rows = []
+    for number in range(1, 9):
+        path = Path(f"bids/sub-{number:02}/ses-01/anat/sub-{number:02}_ses-01_T1w.npy")
+        path.parent.mkdir(parents=True)
+        np.save(path, random_pixels(6, 9, 12))
+        rows.append(f"sub-{number:02}\t{'case' if number % 2 else 'control'}\t{50 + number}")
+    write_text("bids/participants.tsv", "participant_id\tgroup\tage", *rows)
+
+
+def build_sites() -> None:
+    for site in ("aarhus", "bergen"):
+        write_images(
+            f"aarhus-bergen/{site}/{{patient}}/{{side}}/{{slice}}.png", patients=range(1, 5)
+        )
 
 
 def build_manifest() -> None:
@@ -211,24 +238,19 @@ LAYOUTS = {
     "knees": Layout(images("knees/{side}/p{patient:02}_{slice}.png"), [KNEES]),
     "folders": Layout(images("folders/{side}/p{patient:02}/{slice}.png"), [KNEES]),
     "persons": Layout(images("persons/p{patient:02}/{side}/{slice}.png"), [KNEES]),
-    "letters": Layout(images("letters/{side}/p{patient:02}_{slice}.png", sides="LR"), [KNEES]),
     "words": Layout(
         images("words/p{patient:02}/{side} Knee/{slice}.png", sides=("Left", "Right")), [KNEES]
     ),
     "joints": Layout(partial(write_joints, "joints/{side}/p{patient:02}/{slice}.png"), [JOINTS]),
     "visits": Layout(
-        images("visits/{side}/p{patient:02}_{visit}_{slice}.png", visits=("00m", "12m")), [VISITS]
+        images("visits/p{patient:02}/{visit}/{side}/{slice}.png", visits=("00m", "12m")), [VISITS]
     ),
-    "times": Layout(
-        images("times/{visit}/{side}/p{patient:02}_{slice}.png", visits=("V00", "V01")), [VISITS]
-    ),
-    "again": Layout(images("again/p{patient:02}/{visit}/{side}/{slice}.png"), [VISITS]),
-    "oai": Layout(images("oai/{patient}{side}.png", sides="LR", patients=OAI_PATIENTS), [KNEES]),
+    "oai": Layout(build_oai_images, [KNEES, GRADES]),
     "flat": Layout(images("flat/p{patient:02}_{side}_{slice}.png", sides=UPPER), [KNEES]),
     "dess": Layout(build_dess, [KNEES]),
     "mine": Layout(
         images("mine/{patient}_{side}_{slice:03}.png", sides="LR", patients=range(12, 20)),
-        [REFUSED, KNEES, KNEES],
+        [REFUSED, KNEES],
     ),
     "cases": Layout(partial(write_joints, "cases/{side}/case{patient:03}/{slice}.png"), [JOINTS]),
     "numbered": Layout(
@@ -246,8 +268,10 @@ LAYOUTS = {
     "00m": Layout(build_oai, [REFUSED, KNEES, GRADES]),
     "manifest.csv": Layout(build_manifest, [JOINTS]),
     "grades.csv": Layout(build_grades, [Found(9, {"0": 3, "1": 3, "2": 3})]),
-    "xrays": Layout(build_xrays, [GRADES]),
-    "--clean-cache": Layout(lambda: None, [0]),
+    "aarhus-bergen": Layout(build_sites, [KNEES]),
+    "xray": Layout(build_xray, [GRADES]),
+    "export": Layout(build_hospital, [Found(8, {"no": 6, "yes": 6})]),
+    "bids": Layout(build_bids, [Found(8, {"case": 4, "control": 4})]),
 }
 
 
@@ -331,36 +355,32 @@ def test_tables_of_the_page_are_those_that_are_read(tmp_path, monkeypatch):
     assert labels == {"left/p01": "left", "left/p07": "right", "right/p12": ""}
 
 
-@pytest.mark.parametrize("name", ["knees", "mine"])
-def test_message_of_the_page_is_what_the_program_prints(name, tmp_path, monkeypatch, capsys):
-    """How patients were inferred, and how they are asked for."""
+def test_message_of_the_page_is_what_the_program_prints(tmp_path, monkeypatch, capsys):
+    """How patients are asked for; the pattern in it, as it is typed, reads the data."""
     monkeypatch.chdir(tmp_path)
-    LAYOUTS[name].build()
-    run(next(line for line in LINES if data_of(line) == name))
+    LAYOUTS["mine"].build()
+    line = next(line for line in LINES if data_of(line) == "mine")
+    run(line)
     output = "".join(capsys.readouterr())
-    quoted = [text for _, text in BLOCKS if text.startswith(("note: ", "train.py: "))]
-    assert len(quoted) == 2
-    (of_data,) = [text for text in quoted if f" {name}" in text]
-    assert of_data in output
+    (quoted,) = [text for _, text in BLOCKS if text.startswith("train.py: ")]
+    assert quoted in output
+    assert run(line + re.search(r" --name-pattern '.*'", quoted)[0]) == 0
 
 
 def test_run_with_tables_of_labels_is_recorded_and_resumed(tmp_path, monkeypatch, capsys):
     """Their paths are a list, which args.json must hold."""
     monkeypatch.chdir(tmp_path)
-    build_xrays()
-    line = next(line for line in LINES if data_of(line) == "xrays")
+    build_oai_images()
+    line = next(line for line in LINES if data_of(line) == "oai" and "--labels" in line)
     words = [*shlex.split(line)[2:], *TINY, "--epochs", "1", "--output-dir", "run"]
     assert train.main(words) == 0
     capsys.readouterr()
-    labels = ["--labels", "kxr.txt", "barcodes.txt"]
-    assert train.main(["--resume", "run", "--epochs", "2", *labels]) == 0
+    assert train.main(["--resume", "run", "--epochs", "2", "--labels", "kxr.txt"]) == 0
     assert "16 scans, 8 patients" in capsys.readouterr().out
-    # They may lie elsewhere now, and must say the same.
-    assert train.main(["--resume", "run", "--epochs", "3", *labels[:2]]) == 2
-    assert "kxr.txt" in capsys.readouterr().err
+    # It may lie elsewhere now, and must say the same.
     table = tmp_path / "kxr.txt"
     other = table.read_text().splitlines()
     other[1:3] = [line[:-1] + str(2 - int(line[-1])) for line in other[1:3]]
     (tmp_path / "other.txt").write_text("\n".join(other) + "\n")
-    code = train.main(["--resume", "run", "--epochs", "3", "--labels", "other.txt", labels[2]])
+    code = train.main(["--resume", "run", "--epochs", "3", "--labels", "other.txt"])
     assert code == 2 and "other labels, names or subsets" in capsys.readouterr().err

@@ -69,7 +69,8 @@ def test_checkpoint_of_the_last_version_predicts_what_it_predicted_there():
         pixels[i, ..., :8] += 10 * i
     model = Perceiver.from_checkpoint(DATA / "last_version.pt")
     probabilities = model.predict_proba(torch.from_numpy(pixels)).numpy()
-    assert probabilities == pytest.approx(np.array(expected["probabilities"]), abs=1e-6)
+    # Processors differ by some 3e-6.
+    assert probabilities == pytest.approx(np.array(expected["probabilities"]), abs=1e-5)
     assert model.preprocessing == expected["preprocessing"]
     assert model.preprocessing["classes"] == ["left", "right"]
     assert model.calibration == expected["calibration"]

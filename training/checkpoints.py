@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from common.csv_tables import write_csv
 from common.files import check_regular, whole_file
 from common.program import UserError, describe_os_error
+from common.tables import write_csv
 from common.workers import rank, wait_for_all
 from evaluation.calibration import Calibration
 from perceiver import CheckpointError, Perceiver, check_weights, read_checkpoint

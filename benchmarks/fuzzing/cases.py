@@ -122,7 +122,7 @@ def of_tables(rng: Random) -> Case:
         program, arguments = read_with_any(rng, f"{MATERIAL}/plain")
         arguments += ["--labels", "../data/labels.csv"]
         if rng.random() < 0.2:
-            arguments += ["--label-column", argument_text(rng)]
+            arguments += [rng.choice(["--label-column", "--label-key"]), argument_text(rng)]
     else:
         arguments = ["--data-dir", f"{MATERIAL}/knees", "--split-file", "../data/split.csv", *DRY]
         program = "train.py"
@@ -249,9 +249,7 @@ def of_cache(rng: Random) -> Case:
         path.write_bytes(content)
         notes = [what]
     program, arguments = "train.py", ["--data-dir", f"{MATERIAL}/{data}", *DRY]
-    if rng.random() < 0.15:
-        program, arguments = "dataset.py", ["--clean-cache", "--cache-dir", "../cache"]
-    elif data == "volumes":
+    if data == "volumes":
         program = "dataset.py"
         arguments = [f"{MATERIAL}/volumes", "--write-split", "../out/split.csv", *SHEET]
     return Case(f"cache {kind}", program, arguments, notes=notes)

@@ -17,9 +17,9 @@ from conftest import TINY
 import train
 from benchmarks import evidence, evidence_figures, evidence_pages, references
 from benchmarks.experiments import EXPERIMENTS, FEWER, phantoms
-from common.csv_tables import write_csv
 from common.files import locked
 from common.program import UserError
+from common.tables import write_csv
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from common.csv_tables import read_csv, write_csv
 from common.files import NotAFile, abridged_lines, open_regular, read_json, whole_file, whole_folder
 from common.program import UserError, print_lines, printable, typed
+from common.tables import read_csv, write_csv
 
 
 def test_pipes_sockets_devices_and_folders_are_refused_before_they_are_opened(tmp_path):

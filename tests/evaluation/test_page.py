@@ -16,6 +16,7 @@ from PIL import Image
 
 import predict
 from common.program import UserError, printable
+from common.tables import write_csv
 from dataset import Dataset
 from evaluation import cards as cards_module
 from evaluation.cards import CardMaker
@@ -23,7 +24,9 @@ from evaluation.page import check_page, write_page
 from evaluation.predictions import Predictions, judge
 from evaluation.strips import evenly, overlay, strip_of
 from perceiver import Perceiver
-from scans.slices import Slice
+from scans.identity.labels import read_labels
+from scans.identity.records import Record
+from scans.slices import SIDES, Options, Slice
 
 
 def test_the_worst_scans_are_first(tmp_path):
@@ -236,6 +239,15 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     assert not out and len(error.splitlines()) == 1 and message in error
     with pytest.raises(UserError, match=message):
         check_page(tmp_path / name)
+
+
+def test_scans_of_any_name_are_found_in_the_table_that_the_page_saves(tmp_path):
+    """As a browser writes it: see test_page_in_browser.py. macOS types names decomposed."""
+    names = [*HOSTILE, "/Volumes/scho\u0308n/p1_LEFT.nii"]
+    write_csv(tmp_path / "corrected.csv", [{"scan": name, "label": "right"} for name in names])
+    tables = read_labels(Options(labels=[tmp_path / "corrected.csv"]), None, SIDES)
+    records = tables.correct([Record(name, name, scan=name) for name in names], "")
+    assert [record.scan for record in records if record.label != "right"] == []
 
 
 def test_jpegs_on_the_page_are_whole(tmp_path):

@@ -11,9 +11,11 @@ from pages import CLASSES, HOSTILE, card
 
 import predict
 import train
-from common.csv_tables import read_csv
+from common.tables import read_csv
 from evaluation.page import write_page
-from scans.label_tables import read_labels
+from scans.identity.labels import read_labels
+from scans.identity.records import Record
+from scans.slices import SIDES, Options
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -246,8 +248,9 @@ def test_names_that_hold_anything_show_as_text_and_come_back_from_the_table(open
     assert page.locator("main img").count() == len(HOSTILE)
     rows = read_csv(saved(page, tmp_path), "table").rows
     assert sorted(row.cells["scan"] for row in rows) == sorted(HOSTILE)
-    tables = read_labels([tmp_path / "corrected.csv"])
-    assert [tables.of_scan(name).label for name in HOSTILE] == ["right"] * len(HOSTILE)
+    tables = read_labels(Options(labels=[tmp_path / "corrected.csv"]), None, SIDES)
+    records = tables.correct([Record(name, name, scan=name) for name in HOSTILE], "")
+    assert [record.label for record in records] == ["right"] * len(HOSTILE)
     with (tmp_path / "corrected.csv").open(newline="", errors="surrogateescape") as file:
         names = [row[0] for row in csv.reader(file)]
     assert "'=HYPERLINK(1), \u202eabc" in names  # no formula for a spreadsheet

@@ -248,11 +248,11 @@ def test_file_named_like_a_slice_of_a_volume_is_itself(tmp_path):
 def test_names_that_are_no_text_are_trained_on_and_printed(tmp_path, capsys):
     for i in range(3):
         for side in ("left", "right"):
-            folder = tmp_path / "knees" / side / os.fsdecode(b"\xff\xfe" + bytes([48 + i]))
+            folder = tmp_path / "knees" / side / os.fsdecode(b"p%d_\xff\xfe" % i)
             folder.mkdir(parents=True)
             Image.new("L", (8, 8), 60 + i).save(folder / "1.png")
     assert train.main(["--data-dir", str(tmp_path / "knees"), *TINY, "--epochs", "1"]) == 0
-    assert "left/\\udcff\\udcfe2" in capsys.readouterr().out
+    assert "left/p2_\\udcff\\udcfe" in capsys.readouterr().out
 
 
 def python(code: str, *arguments) -> subprocess.Popen:

@@ -47,13 +47,13 @@ PLACES = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Images, and archives of DICOM files: so few that one process reads their headers."""
+    """Images and archives of DICOM files of the same patients: so few that one process reads."""
     pytest.importorskip("SimpleITK")
     from volume_files import make_oai
 
     folder = tmp_path_factory.mktemp("stops") / "data"
     rng = np.random.default_rng(0)
-    for patient in range(4):
+    for patient in range(1, 5):
         for side in ("LEFT", "RIGHT"):
             (folder / "akoa").mkdir(parents=True, exist_ok=True)
             for number in range(10):
@@ -70,7 +70,7 @@ def test_a_signal_stops_every_long_part_at_once_and_leaves_nothing(
     data, tmp_path, place, module, seconds, more
 ):
     (tmp_path / "tmp").mkdir()
-    arguments = [data, "--patients", "named", "--cache-dir", tmp_path / "cache", "-j", "2", *more]
+    arguments = [data, "--cache-dir", tmp_path / "cache", "-j", "2", *more]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, place, module, str(seconds), *arguments],
         cwd=tmp_path,

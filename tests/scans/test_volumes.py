@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from volume_files import FORMATS, noise, sitk, volume, write_dicom
 
-from scans import found as found_module
-from scans import identities, labels
+from scans.identity.records import Context, Record
+from scans.identity.rules import identify
 from scans.listing import below
 from scans.series import find_volumes, open_volume
 from scans.slices import SIDES, DataError, Options, Volume
@@ -38,13 +38,12 @@ def read(path: Path, plane: str = "stored") -> np.ndarray:
 
 def tell(v: Volume, root: Path) -> tuple[str | None, str]:
     """The side and who told it first, or None and why not."""
-    problems = []
-    found = found_module.Found(v.source, below(v.path, root), v)
-    told = labels.labels_of_path(found.path, SIDES, True) + labels.labels_of_header(v, SIDES)
-    identities.identify([found], SIDES, Options(), problems, str(root))
-    if found.label:
-        return found.label, told[0][0]
-    return None, problems[0].text if problems else "nothing tells the side"
+    record = Record(v.source, below(v.path, root, ""), v)
+    found = identify([record], Context(SIDES, Options(), str(root)))
+    (record,) = found.records
+    if record.label:
+        return record.labels[0]
+    return None, found.remarks[0].text if found.remarks else "nothing tells the side"
 
 
 # ---- slices --------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ def test_contrast_of_floats_signs_nan_labels_and_nothing(tmp_path):
         ("knee_LEFT", "", -60, None, "the name says left, its position right"),
         ("knee_LEFT", "R", 0, None, "the name says left, its header right"),
         ("knee", "R", 60, None, "the header says right, its position left"),
-        ("knee_LEFT", "L", -60, None, "the name says left, its header left, its position right"),
+        ("knee_LEFT", "L", -60, None, "the name says left, its position right"),
     ],
 )
 @pytest.mark.parametrize("tag", ["0020|0060", "0020|0062"])

@@ -78,7 +78,7 @@ def assert_read_back(data: Path, out: Path, *flags: str, classes=None) -> Listin
 
 
 def test_both_knees_of_one_patient_as_volumes_are_read_back(knees, out):
-    """Their patient is told by the names written, and not to be guessed as if he were not."""
+    """Their patient is told by the names that are written."""
     made = pytest.importorskip("volume_files")
     for side, x in [("LEFT", 70), ("RIGHT", -70)]:
         made.write_volume(knees / f"p01_{side}.nii.gz", x=x)
@@ -117,7 +117,7 @@ def test_volumes_of_every_kind_of_name_are_read_back(knees, out, capfd):
         "p04/left.nii": ("", "p04", 6),
         "p9/dicom": ("right", "../p/5", 8),
     }
-    assert [s.number for s in list_labelled(out).slices if s.scan == akoa] == list(range(6))
+    assert [s.number for s in list_slices(out).slices if s.scan == akoa] == list(range(6))
     with Image.open(out / f"{akoa}_0.png") as image:
         assert (image.mode, image.size) == ("L", (12, 9))
     printed, errors = capfd.readouterr()
@@ -187,6 +187,26 @@ def test_a_manifest_is_read_back_with_its_own_classes(knees, out):
     }
 
 
+def test_patients_of_a_manifest_are_read_back_also_beside_akoa_names(knees, out):
+    scan = AKOA.format(patient=1, side="RIGHT", hash=0)
+    write_images(knees, f"{scan}_0.png", "x.png")
+    text = f"path,side,patient,scan\n{scan}_0.png,right,OAI0000001,{scan}\nx.png,left,p2,s2\n"
+    (knees / "knees.csv").write_text(text)
+    listing = assert_read_back(knees / "knees.csv", out)
+    assert {(s.label, s.patient) for s in listing.slices} == {
+        ("right", "OAI0000001"),
+        ("left", "p2"),
+    }
+
+
+def test_patients_of_two_sites_are_not_known_either_when_they_are_read_back(knees, out):
+    """What is written holds the patient_1 of either site, and tells no more than before."""
+    of = [(site, number) for site in ("aarhus", "bergen") for number in (1, 2)]
+    write_images(knees, *(f"{site}/patient_{i}/{side}/7.png" for site, i in of for side in SIDES))
+    listing = assert_read_back(knees, out)
+    assert {s.patient for s in listing.slices} == {""} and listing.of_kind(Kind.NAMELESS)
+
+
 def test_other_classes_are_read_back_also_for_akoa_names(knees, out):
     scan = AKOA.format(patient=1, side="LEFT", hash=0)
     write_images(
@@ -196,7 +216,7 @@ def test_other_classes_are_read_back_also_for_akoa_names(knees, out):
     assert Counter((s.label, s.patient) for s in listing.slices) == {
         ("normal", "OAI0000001"): 1,
         ("", "OAI0000001"): 1,
-        ("abnormal", ""): 1,  # p2/Abnormal/7 and x/normal/8: one scan each tells nothing
+        ("abnormal", "p2"): 1,
         ("normal", ""): 1,
     }
     assert f"{scan}_4.png" in os.listdir(out)  # this one's name tells all that is known
@@ -217,11 +237,11 @@ def test_names_with_anything_in_them_are_read_back(knees, out):
     listing = assert_read_back(knees, out)
     assert len(listing.slices) == len(os.listdir(out)) == 2 * len(names)
     assert {s.scan for s in listing.slices} >= {
-        "left/a,b=c_1",
-        "left/100%_2",
-        "left/%2C_3",
-        "left/two\nlines_4",
-        "left/\udcff\udcfe_7",
+        "left/a,b=c",
+        "left/100%",
+        "left/%2C",
+        "left/two\nlines",
+        "left/\udcff\udcfe",
     }
 
 

@@ -1,4 +1,4 @@
-"""common/csv_tables.py: CSV tables as people have them, byte for byte; what is none is named."""
+"""common/tables.py: CSV tables as people have them, byte for byte; what is none is named."""
 
 import csv
 import io
@@ -12,9 +12,9 @@ import pytest
 from csv_files import DIALECTS, ROWS, damaged_ones
 from PIL import Image
 
-from common import csv_tables
-from common.csv_tables import Row, Table, read_csv, write_csv
+from common import tables
 from common.program import UserError
+from common.tables import Row, Table, read_csv, write_csv
 
 
 def table_of(tmp_path: Path, content: bytes) -> Table:
@@ -37,7 +37,6 @@ def test_the_same_table_in_every_dialect(tmp_path, name):
         ("path\n", ["path"], None),
         ("path,label|side\na.png,left\n", ["path", "label|side"], "a.png"),
         ("id;grade (0|1|2)\nx;1\ny;2\n", ["id", "grade (0|1|2)"], "x"),
-        ("id;grade, 0 to 4;age\n", ["id", "grade, 0 to 4", "age"], None),
         ("id;grade\nx;1,5\ny;2,5\n", ["id", "grade"], "x"),  # decimal commas
         ("id,note\nx,a;b;c\n", ["id", "note"], "x"),
         ("ID|SIDE|KL\n9|1: Right|2: Minimal, or so\n", ["ID", "SIDE", "KL"], "9"),
@@ -139,21 +138,14 @@ def image(kind: str) -> bytes:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook.*save it as CSV"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "an Excel workbook.*save it as CSV"),
-        (zipped("labels.csv"), "an archive, not a CSV table: unpack it"),
-        (tarred("w"), "an archive, not a CSV table: unpack it"),
-        (tarred("w:gz"), "an archive, not a CSV table: unpack it"),
-        (tarred("w:xz"), "an archive, not a CSV table: unpack it"),
-        (image("PNG"), "a PNG image"),
-        (image("JPEG"), "a JPEG image"),
-        (image("TIFF"), "no text, expected a manifest"),
-        (bytes(128) + b"DICM" + bytes(20), "a DICOM file"),
-        (b"\x5c\x01\0\0" + bytes(344), "a NIfTI volume"),
-        (b"%PDF-1.4\n", "a PDF document"),
-        (b"<!DOCTYPE html><html>", "a web page"),
-        (b"path,label\na\0.png,l\n", "no text"),
-        ("path,label\na.png,l\n".encode("utf-16-le"), "no text.*in UTF-8"),  # without its mark
+        (zipped("xl/workbook.xml"), "not text, .* \\(save a spreadsheet as CSV"),
+        (zipped("labels.csv"), "not text, expected a manifest: a CSV table .* unpack an archive"),
+        (tarred("w"), "not text"),
+        (tarred("w:gz"), "not text"),
+        (image("PNG"), "not text"),
+        (bytes(128) + b"DICM" + bytes(20), "not text"),
+        (b"path,label\na\0.png,l\n", "not text"),
+        ("path,label\na.png,l\n".encode("utf-16-le"), "not text"),  # without its mark
         ("path\nx".encode("utf-16") + b"\n", "its UTF-16 text is damaged"),
         (b"", "it is empty, expected a manifest"),
         ("\ufeff\r\n ; ;\r\n".encode(), "it is empty, expected a manifest"),
@@ -180,8 +172,8 @@ def test_pipe_folder_device_and_no_file_are_refused_at_once(tmp_path):
 
 def test_table_that_is_too_large_is_not_read(tmp_path):
     with open(tmp_path / "t.csv", "wb") as file:
-        file.truncate(csv_tables.MAX_TABLE_BYTES + 2**20)  # takes no space on disk
-    with pytest.raises(UserError, match=r"t\.csv: 201 MB, too large for a manifest: at most 200"):
+        file.truncate(tables.MAX_TABLE_BYTES + 2**20)  # takes no space on disk
+    with pytest.raises(UserError, match=r"t\.csv: too large for a manifest: more than 200 MB"):
         read_csv(tmp_path / "t.csv", "manifest")
 
 

@@ -1,0 +1,358 @@
+"""--labels: tables with a label for each patient, scan or file, beside data that tells none.
+
+    labels = read_labels(options, classes=None, usual=SIDES)
+    records = labels.tell(records, sides)             # rows by patient, path, or --label-key
+    records = labels.correct(records, prefix)         # rows by the names of scans
+    labels.notes(records)
+
+A row is found by a named column: path or file, scan, patient (or ID), or the one that --label-key
+names; in a table of two columns without a header, by the name of the file. A number that happens to
+stand in a path is never looked up.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from common.files import abridged
+from common.program import counted, typed
+from common.tables import Table, plain_name, read_csv
+from scans.identity.names import folded, last_number, nfc, patient_key
+from scans.identity.records import Answer, LabelBy, PatientBy, Record, Told
+from scans.identity.tables import (
+    LABEL,
+    MAY_BE_PATIENT,
+    PATH,
+    PATIENT,
+    SCAN,
+    SIDE,
+    Columns,
+    class_of_value,
+    classes_of_values,
+    columns_of,
+    label_in,
+    patient_of,
+    text_of,
+    value_of,
+)
+from scans.slices import SIDES, DataError, Kind, Options, Problem
+
+NO_HEADER = ["file's name", "label"]  # what the columns of a table without a header are called
+SEPARATORS = re.compile(r"[\W_]+")
+BOTH = {"both", "bilateral"}
+NO_ROW = "no row of the tables is theirs"
+NO_LABEL = "their row has no label"
+OTHER_SIDE = "their row is of the other side"
+NO_SIDE = "their rows are one a side, and nothing tells their side"
+
+
+class Row(NamedTuple):
+    """A row of a table of labels; "" is what it doesn't tell."""
+
+    table: str
+    line: int
+    key: str  # by which it is found, as it is compared
+    label: str
+    side: str
+    patient: str
+
+    def __str__(self) -> str:
+        return f"{self.table}, line {self.line}"
+
+
+class LabelTable:
+    """A table of labels, and by which of its columns rows are found.
+
+    by: "path", "scan", "patient", "stem", "key" (--label-key); "" where no column says it.
+    """
+
+    def __init__(self, path: Path, options: Options):
+        self.path = path
+        self.table: Table = read_csv(path, "table of labels", header_if_none)
+        self.columns: Columns = columns_of(path, self.table, options.label_column)
+        self.by, self.column = self.found_by(options.label_key)
+        self.index: dict[str, list[Row]] = defaultdict(list)
+        self.rows: list[Row] = []
+
+    def found_by(self, label_key: str | None) -> tuple[str, str]:
+        """Raises DataError if the table has no column that --label-key names."""
+        identifiers = self.table.columns_called("id")
+        if label_key:
+            if not (found := self.table.columns_called(label_key)):
+                has = ", ".join(self.table.columns)
+                raise DataError(
+                    f"{self.path}: --label-key {label_key}: no such column; it has {has}"
+                )
+            return "key", found[0]
+        if self.table.columns == NO_HEADER:
+            return "stem", NO_HEADER[0]
+        for by in ("path", "scan", "patient"):
+            if column := getattr(self.columns, by):
+                return by, column
+        return ("patient", identifiers[0]) if identifiers else ("", "")
+
+    def values(self) -> list[str]:
+        """Of the labels, as they are written."""
+        return [value_of(row.cells[self.columns.label]) for row in self.table.rows]
+
+    def read_rows(self, classes: Sequence[str]) -> None:
+        """Raises DataError for a label that is no class, and for a key of two labels."""
+        _, label_column, patient, _, side_column = self.columns
+        told: dict[tuple[str, str], Row] = {}
+        for line, cells in self.table.rows if self.by else ():
+            where, side = f"{self.path}, line {line}:", ""
+            label = label_in(value_of(cells[label_column]), classes, f"{where} {label_column}")
+            if side_column not in (None, label_column):
+                side = value_of(cells[side_column])
+                side = label_in(
+                    "" if side.lower() in BOTH else side, SIDES, f"{where} {side_column}"
+                )
+            key = self.key_of(cells[self.column])
+            who = patient_of(cells[patient]) if patient and self.by != "patient" else ""
+            row = Row(f"{self.path}", line, key, label, side, who)
+            first = told.setdefault((key, side), row) if key and label else row
+            if first.label != label:
+                raise DataError(
+                    f"{first} says {first.label}, {row} says {label} of the same {self.column}: "
+                    f"{key}; leave one of them out"
+                )
+            self.rows.append(row)
+            if key:
+                self.index[key.rpartition("/")[2] if self.by == "path" else key].append(row)
+
+    def key_of(self, cell: str) -> str:
+        if self.by == "patient":
+            return patient_key(patient_of(cell))
+        if self.by == "scan":
+            return nfc(cell.strip())
+        if self.by == "path":
+            return text_of(cell).replace("\\", "/").rstrip("/")
+        return folded(value_of(cell))
+
+    @property
+    def has_both_sides(self) -> bool:
+        """Whether something has a row for each side, as a patient has, and a barcode has not."""
+        return any(len({row.side for row in rows} - {""}) > 1 for rows in self.index.values())
+
+    def rows_of(self, record: Record) -> list[Row]:
+        """Raises DataError if two parts of a path are values of --label-key's column."""
+        if self.by == "patient":
+            return self.index.get(patient_key(record.patient), []) if record.patient else []
+        stem = record.stem.rpartition("/")[2]
+        if self.by == "stem":
+            return self.index.get(folded(stem), [])
+        if self.by == "path":
+            ends = {record.path.rpartition("/")[2], stem}
+            rows = chain.from_iterable(self.index.get(end, ()) for end in ends)
+            return [row for row in rows if is_path_of(row.key, record)]
+        parts = parts_of(record)
+        found = {part: self.index[part] for part in parts if part in self.index}
+        if len(found) > 1:
+            raise DataError(
+                f"{record.source}: {' and '.join(sorted(found))} are both in the column "
+                f"{self.column} of {self.path}; --name-pattern with a group patient, and a column "
+                "patient, can tell which is meant"
+            )
+        return next((rows for part, rows in found.items() if parts[part]), [])
+
+    def answer(self, record: Record, sides: frozenset[str]) -> Answer:
+        """The label of the record's row of its side, or why there is none."""
+        rows = self.rows_of(record)
+        side = next(iter(sides)) if len(sides) == 1 else ""
+        of_side = [row for row in rows if not (side and row.side) or row.side == side]
+        people = {row.patient for row in rows} - {""}
+        labels = {row.label for row in of_side} - {""}
+        of_one_side = len({row.side for row in of_side}) == 1 and of_side[0].side
+        reason = ""
+        if not rows:
+            reason = NO_ROW
+        elif not of_side:
+            reason = OTHER_SIDE
+        elif not labels:
+            reason = NO_LABEL
+        elif len(labels) > 1 or (not side and of_one_side and self.has_both_sides):
+            reason = NO_SIDE
+        ids = frozenset((row.table, row.line) for row in of_side or rows)
+        label = "" if reason else labels.pop()
+        return Answer(label, people.pop() if len(people) == 1 else "", ids, reason)
+
+    def hint(self, records: Sequence[Record]) -> list[str]:
+        """Flags that would find rows: columns whose values are parts of the paths."""
+        known = [{x for x, is_key in parts_of(record).items() if is_key} for record in records]
+        counts = Counter()
+        for column in filter(None, self.table.columns):
+            if column not in (self.columns.label, self.columns.side):
+                values = {folded(value_of(row.cells[column])) for row in self.table.rows} - {""}
+                counts[column] = sum(not values.isdisjoint(parts) for parts in known)
+        return [
+            f"  --label-key {typed(column)}  (parts of {count:,} of "
+            f"{counted(len(records), 'path')} are in this column)"
+            for column, count in counts.most_common(3)
+            if 2 * count > len(records)
+        ]
+
+
+class Labels:
+    """All tables of --labels."""
+
+    def __init__(self, tables: list[LabelTable], classes: Sequence[str]):
+        self.classes = list(classes)
+        self.tables = tables
+        self.of_files = [table for table in tables if table.by != "scan"]
+        self.of_scans = [table for table in tables if table.by == "scan"]
+        for table in tables:
+            table.read_rows(classes)
+
+    def tell(self, records: Sequence[Record], sides: Sequence[frozenset[str]]) -> list[Record]:
+        """The label of each record's row, and its patient, before all that other rules tell.
+
+        sides: those that rules tell of each record. Raises DataError where it can't be known which
+        row is meant, or nothing says by what rows are found.
+        """
+        for table in self.of_files:
+            if not table.by:
+                expected = "expected a column called path, scan or patient, or --label-key COLUMN"
+                raise DataError(f"{table.path}: {expected}", *table.hint(records))
+        told = [self.told(x, of) for x, of in zip(records, sides, strict=True)]
+        files = defaultdict(set)
+        for record in told:
+            for row in record.answer.rows if record.answer else ():
+                files[row].add(record.path)
+        by_path = {f"{table.path}" for table in self.of_files if table.by == "path"}
+        for (path, line), paths in files.items():
+            if path in by_path and len(paths) > 1:
+                raise DataError(
+                    f"{path}, line {line}: is the path of {len(paths)} files: "
+                    f"{abridged(sorted(paths))}; write more of it"
+                )
+        return told
+
+    def told(self, record: Record, sides: frozenset[str]) -> Record:
+        if record.labels and not record.label:  # --name-pattern leaves it out
+            return record
+        answers = [table.answer(record, sides) for table in self.of_files]
+        labelled = [answer for answer in answers if answer.label]
+        answer = next(iter(labelled or [x for x in answers if x.rows] or answers))
+        if len({answer.label for answer in labelled}) > 1:
+            says = [f"{path}, line {line}" for x in labelled for path, line in sorted(x.rows)]
+            text = f"{abridged(says)} say {' and '.join(x.label for x in labelled)} of it"
+            problem = Problem(record.source, Kind.CONTRADICTION, text)
+            record, answer = record._replace(problem=problem), answer._replace(label="")
+        who = (Told(answer.patient, PatientBy.TABLE),) if answer.patient else ()
+        return record._replace(
+            labels=(Told(answer.label, LabelBy.TABLE),),
+            patients=(*who, *record.patients),
+            answer=answer,
+        )
+
+    def correct(self, records: Sequence[Record], prefix: str) -> list[Record]:
+        """A table of scans replaces what anything else tells of those in it, contradictions as
+        well. A row without a label takes the scan's away. Scans that are not in it keep theirs.
+        """
+        found = []
+        for record in records:
+            scan = record.scan_below(prefix)
+            key = nfc(scan).strip()
+            if rows := [row for table in self.of_scans for row in table.index.get(key, ())]:
+                row = next((row for row in rows if row.label), rows[0])
+                ids = frozenset((row.table, row.line) for row in rows)
+                who = (Told(row.patient, PatientBy.TABLE),) if row.patient else ()
+                record = record._replace(
+                    labels=(Told(row.label, LabelBy.TABLE),),
+                    patients=(*who, *record.patients),
+                    answer=Answer(row.label, row.patient, ids, corrected=(scan, record.label)),
+                    problem=None,
+                )
+            found.append(record)
+        return found
+
+    def notes(self, records: Sequence[Record]) -> list[str]:
+        """Rows that no record has and rows without a label; scans whose label is another one now;
+        and why records have no label.
+        """
+        answers = [record.answer for record in records if record.answer]
+        matched = frozenset().union(*(answer.rows for answer in answers))
+        notes = []
+        for table in self.tables:
+            of = f"of {counted(len(table.rows), 'row')} without a"
+            lonely = sum((row.table, row.line) not in matched for row in table.rows)
+            empty = sum(not row.label for row in table.rows)
+            notes += [f"{table.path}: {lonely:,} {of} scan"] if lonely else []
+            notes += [f"{table.path}: {empty:,} {of} label"] if empty else []
+            if lonely == len(table.rows):
+                notes += table.hint(records)
+        scans = {x.corrected[0]: x for x in answers if x.corrected and x.corrected[1] != x.label}
+        if changed := [f"{scan} is {x.label}" for scan, x in scans.items() if x.label]:
+            count = counted(len(changed), "scan")
+            notes.append(f"--labels changes the label of {count}: {abridged(changed)}")
+        if taken := [scan for scan, x in scans.items() if not x.label]:
+            count = counted(len(taken), "scan")
+            notes.append(f"--labels takes the label of {count} away: {abridged(taken)}")
+        for reason in (NO_ROW, NO_LABEL, OTHER_SIDE, NO_SIDE):
+            if of := [x for x in records if x.answer and x.answer.reason == reason]:
+                people = {x.patient for x in of} - {""}
+                who = f" of {counted(len(people), 'patient')}" if people else ""
+                paths = abridged([x.path for x in of], 2)
+                notes.append(f"{counted(len(of), 'file')}{who} left out, as {reason}: {paths}")
+        return notes
+
+
+def parts_of(record: Record) -> dict[str, bool]:
+    """The folders of a path, the name, and what separators part in them, without the number of a
+    slice -> whether it can be looked up: a number of at most 4 digits only as a whole.
+    """
+    stem = record.stem
+    if not record.volume and (number := last_number(stem, record.patient_span)):
+        stem = f"{stem[: number.start]}/{stem[number.end :]}"
+    whole = stem.split("/")
+    fields = {field for part in whole for field in SEPARATORS.split(part)} - {""}
+    parts = {folded(field): not field.isdecimal() or len(field) > 4 for field in fields}
+    return parts | dict.fromkeys(map(folded, filter(None, whole)), True)
+
+
+def is_path_of(path: str, record: Record) -> bool:
+    """Whether one of both is the end of the other; the path may lack the ending of the file."""
+    for own in (record.path, record.stem):
+        ends = [reversed(os.path.normpath(x).strip("/").split("/")) for x in (path, own)]
+        if all(a == b for a, b in zip(*ends, strict=False)):
+            return True
+    return False
+
+
+def read_labels(options: Options, classes: Sequence[str] | None, usual: Sequence[str]) -> Labels:
+    """The tables of --labels.
+
+    Args:
+        classes: the labels, in order. By default all that are in the tables, in natural order; of
+            tables of scans, which may name a few of them, the usual ones where they fit.
+
+    Raises:
+        UserError: no table, or as DataError no column for the label, a label that is none of the
+            classes, or two for one key and side.
+    """
+    tables = [LabelTable(Path(path), options) for path in options.labels]
+    if classes is None:
+        values = [value for table in tables for value in table.values() if value]
+        of_scans = all(table.by == "scan" for table in tables)
+        fits = of_scans and all(class_of_value(value, usual) for value in values)
+        of = ", ".join(map(str, options.labels))
+        classes = usual if fits else classes_of_values(values, of)
+    return Labels(tables, classes)
+
+
+def header_if_none(rows: list[list[str]]) -> list[str]:
+    """Of a table of two columns whose first row is like the others: a number, or a label that
+    recurs. One that is called like columns are is a header in any case.
+    """
+    first = rows[0]
+    called = {*PATH, *PATIENT, *SCAN, *SIDE, *chain(*LABEL), *MAY_BE_PATIENT}
+    if len(first) != 2 or called & set(map(plain_name, first)):
+        return []
+    value = value_of(first[1])
+    others = {value_of(row[1]).lower() for row in rows[1:] if len(row) > 1}
+    is_number = value.lstrip("-").replace(".", "", 1).isdecimal()
+    return NO_HEADER if not value or is_number or value.lower() in others else []

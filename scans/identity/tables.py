@@ -1,0 +1,203 @@
+"""What the cells and columns of people's tables mean, and manifests.
+
+    read_manifest(Path("knees.csv")).rows[0]  # ManifestRow(2, "a/1.png", "left", "p1", scan="")
+    value_of("2,0") == "2"; value_of("NA") == ""
+
+Tables of labels by patient, scan or path: labels.py.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.files import abridged
+from common.tables import Table, plain_name, read_csv
+from scans.identity.names import label_of_word, nfc
+from scans.names import natural_order
+from scans.slices import SIDES, DataError
+
+PATH = "path file filename filepath image imagepath img volume".split()
+PATIENT = "patient patientid subject subjectid participant participantid".split()
+SCAN = "scan scanid series seriesuid seriesinstanceuid volumeid".split()
+SIDE = "side laterality".split()
+LABEL = [["label", "class", "target", "category"], ["grade"]]  # the first group that is there
+MAY_BE_PATIENT = "id case caseid name pid person mrn accession studyid".split()
+NOBODY = {"unknown", "none", "?", "-"}
+MISSING = {"", ".", "na", "n/a", "nan", "null"}
+WHOLE_DECIMAL = re.compile(r"(\d+)[.,]0+")  # 2.0 is 2: pandas wrote it; a German Excel writes 2,0
+CODED = re.compile(r"(\d+|\.\w?)\s*:\s*(.*)", re.S)  # 2: Minimal, as the OAI writes it
+
+
+# ---- cells ---------------------------------------------------------------------------------------
+
+
+def text_of(cell: str) -> str:
+    """One line in composed form; bytes that are no UTF-8 are read as Windows' letters (cp1252)."""
+    if any("\udc80" <= character <= "\udcff" for character in cell):
+        cell = cell.encode("utf-8", "surrogateescape").decode("cp1252", "surrogateescape")
+    return nfc(" ".join(cell.split()))
+
+
+def value_of(cell: str) -> str:
+    """The text of a cell: 2 for 2.0 or 2,0, and "" for NA and the like, also for the OAI's .A and
+    `.: Missing Form`.
+    """
+    text = text_of(cell)
+    whole, coded = WHOLE_DECIMAL.fullmatch(text), CODED.fullmatch(text)
+    code = coded[1] if coded else text
+    if text.lower() in MISSING or re.fullmatch(r"\.[A-Za-z]?", code):
+        return ""
+    return whole[1] if whole else text
+
+
+def patient_of(cell: str) -> str:
+    value = value_of(cell)
+    return "" if value.lower() in NOBODY else value
+
+
+def class_of_value(value: str, classes: Sequence[str]) -> str | None:
+    """The class that a value is, or that its code or its text is: 2 or Minimal of `2: Minimal`."""
+    coded = CODED.fullmatch(value)
+    words = [value, *(coded.groups() if coded else ())]
+    return next((found for word in words if (found := label_of_word(word, classes))), None)
+
+
+def classes_of_values(values: Iterable[str], source: str) -> list[str]:
+    """All labels (of coded ones the codes) in natural order; left and right if all are sides.
+
+    Raises DataError if there are fewer than two.
+    """
+    values = list(filter(None, values))
+    if values and all(class_of_value(value, SIDES) for value in values):
+        return list(SIDES)
+    spellings: dict[str, str] = {}
+    for value in values:
+        coded = CODED.fullmatch(value)
+        code = coded[1] if coded else value
+        spellings.setdefault(code.lower(), code)
+    if len(spellings) < 2:
+        got = ", ".join(spellings.values()) or "none"
+        raise DataError(f"{source}: expected two or more different labels, got {got}")
+    return sorted(spellings.values(), key=natural_order)
+
+
+def label_in(value: str, classes: Sequence[str], where: str) -> str:
+    """A class, or "" of an empty value. Raises DataError for one that is no class."""
+    label = class_of_value(value, classes)
+    if value and label is None:
+        expected = f"{where} must be {' or '.join(classes)}, got {value!r}"
+        raise DataError(expected + meant(value, classes))
+    return label or ""
+
+
+def meant(word: str, known: Sequence[str]) -> str:
+    """Which of the known words may be meant; "" if none is near."""
+    near = [x for x in known if difflib.get_close_matches(plain_name(word), [plain_name(x)])]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+# ---- columns -------------------------------------------------------------------------------------
+
+
+class Columns(NamedTuple):
+    """What the columns of a table are called that tell something; None where there is none."""
+
+    path: str | None
+    label: str | None
+    patient: str | None
+    scan: str | None
+    side: str | None
+
+
+def columns_of(path: Path, table: Table, label_column: str | None = None) -> Columns:
+    """Raises DataError if two columns may tell the same, or none tells the label."""
+
+    def only(words: Sequence[str], role: str) -> str | None:
+        found = table.columns_called(*words)
+        if len(found) > 1:
+            raise DataError(
+                f"{path}: columns {abridged(found)} may all tell the {role}; rename others"
+            )
+        return found[0] if found else None
+
+    side = only(SIDE, "side")
+    of_label = [only(words, "label") for words in ([[label_column]] if label_column else LABEL)]
+    label = next(filter(None, of_label), None if label_column else side)
+    if label is None:
+        wanted = [label_column] if label_column else [word for group in LABEL for word in group]
+        hint = next(filter(None, (meant(word, table.columns) for word in wanted)), "")
+        raise DataError(
+            f"{path}: no column is called {wanted[0]}: it has {', '.join(table.columns)}"
+            + (hint or "; --label-column NAME says which tells it, of a table for --labels")
+        )
+    return Columns(only(PATH, "path"), label, only(PATIENT, "patient"), only(SCAN, "scan"), side)
+
+
+# ---- manifests -----------------------------------------------------------------------------------
+
+
+class ManifestRow(NamedTuple):
+    """One file, and what a manifest tells of it; "" is what it doesn't."""
+
+    line: int
+    path: str  # relative to the manifest's folder, or absolute
+    label: str
+    patient: str
+    scan: str
+
+
+class Manifest(NamedTuple):
+    rows: list[ManifestRow]
+    classes: list[str]  # all labels; left and right if these are sides
+    remark: str  # on a column that may tell the patient; "" if there is none
+
+
+def read_manifest(path: Path, classes: Sequence[str] | None = None) -> Manifest:
+    """A table with columns path and label (or side), and where they are known patient and scan.
+
+    Raises UserError (or DataError) if it is no table, or a column is missing or there twice.
+    """
+    table = read_csv(path, "manifest")
+    columns = columns_of(path, table)
+    if columns.path is None:
+        hint = next(filter(None, (meant(word, table.columns) for word in PATH)), "")
+        raise DataError(
+            f"{path}: expected columns path,label,patient,scan, got {','.join(table.columns)}{hint}"
+        )
+    rows = []
+    for line, row in table.rows:
+        patient = patient_of(row[columns.patient]) if columns.patient else ""
+        scan = value_of(row[columns.scan]) if columns.scan else ""
+        label = value_of(row[columns.label])
+        rows.append(ManifestRow(line, find_file(path, row[columns.path]), label, patient, scan))
+    unclear = [x for x in table.columns_called(*MAY_BE_PATIENT) if x not in columns]
+    remark = ""
+    if unclear and not columns.patient:
+        remark = f"{path}: no column is called patient; if {abridged(unclear)} tells it, call it so"
+    if classes is None and columns.label == columns.side:
+        classes = SIDES
+    elif classes is None:
+        classes = classes_of_values((row.label for row in rows), f"{path}")
+    return Manifest(rows, list(classes), remark)
+
+
+def find_file(manifest: Path, cell: str) -> str:
+    """A path as it is written, if there is such a file; else with slashes for backslashes, with
+    Windows' letters, behind the apostrophe that spreadsheets take away, or in the other of
+    Unicode's two forms.
+    """
+    written, letters = cell.strip(), text_of(cell)
+    slashes = letters.replace("\\", "/")
+    for spelling in (written, written.replace("\\", "/"), letters, slashes, f"'{written}"):
+        if os.path.exists(os.path.join(manifest.parent, spelling)):
+            return spelling
+    found = ""
+    for part in Path(slashes).parts:
+        folder = os.path.join(manifest.parent, found)
+        is_there = os.path.exists(os.path.join(folder, part)) or not os.path.isdir(folder)
+        there = [] if is_there else os.listdir(folder)
+        found = os.path.join(found, next((x for x in there if nfc(x) == part), part))
+    return found
