@@ -285,7 +285,7 @@ def describe_subsets(dataset: Dataset, subsets: dict[str, Dataset]) -> list[str]
     scans = by_scan(s for subset in subsets.values() for s in subset.members)
     lines += splits.describe_split(scans, subset_of_scans(subsets), dataset.classes)
     if dataset.patients_known:
-        lines.append(f"patients are {dataset.patients_known}")
+        lines.append(f"patients: {dataset.patients_known}")
     lacking = {name: subset.lacking for name, subset in subsets.items()}
     return lines + splits.describe_lacking(lacking, dataset.classes)
 

@@ -76,7 +76,7 @@ function drawTicks(place) {
 
 // ---- CSV -----------------------------------------------------------------------------------------
 
-// What a spreadsheet would compute stands behind an apostrophe, as in common/csv_tables.py.
+// What a spreadsheet would compute stands behind an apostrophe, as in common/tables.py.
 const FORMULA = /^'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/;
 
 function cell(text) {

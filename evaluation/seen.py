@@ -14,7 +14,7 @@ from common.files import abridged
 from common.program import UserError, counted
 from common.tables import read_csv
 from perceiver import shown
-from scans.identity.names import patient_key
+from scans.identity.names import nfc, patient_key
 from scans.slices import Slice
 from scans.splits import NONE, SUBSETS
 
@@ -110,7 +110,7 @@ def note_on_seen(checkpoint: Path, slices: list[Slice]) -> str:
 
 def name_parts(scan: str) -> tuple[str, ...]:
     """A scan's name by folders; case does not count, as in folders that are called like a label."""
-    parts = PurePath(os.path.normpath(scan.casefold())).parts
+    parts = PurePath(os.path.normpath(nfc(scan).casefold())).parts
     return parts[sum(part == ".." for part in parts) :]  # they stand first
 
 

@@ -179,7 +179,7 @@ def describe_patients(slices: list[Slice], listing: Listing) -> list[str]:
     if listing.is_by_name:
         shown = list(scans.values())[:: max(1, len(scans) // 3)][:3]
         examples = ", ".join(f"{s.name} -> {s.patient}" for s in shown)
-        text = f"patients are {listing.patients}: {len(scans_of)}, of {each} each: {examples}"
+        text = f"patients: {listing.patients}; {len(scans_of)}, of {each} each: {examples}"
         lines.append(text)
     several = {patient for patient, count in scans_of.items() if count > 1}
     having = {(s.patient, s.label) for s in slices}

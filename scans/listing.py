@@ -65,6 +65,10 @@ def list_slices(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
+    for flag in ("label_key", "label_column"):
+        if getattr(options, flag) and not options.labels:
+            text = f"--{flag.replace('_', '-')} {getattr(options, flag)}"
+            raise DataError(f"{text}: a column of which table? name it as --labels")
     usual = classes if classes is not None else classes_without_tables(paths)
     tables = read_labels(options, classes, usual) if options.labels else None
     classes = check_classes(tables.classes if tables else usual)

@@ -18,7 +18,7 @@ from scans.slices import DataError
 # Seconds for all names, and more for each: an expression takes microseconds a name.
 SECONDS, SECONDS_A_NAME = 0.5, 0.001
 # Repetitions within repetitions are multiplied: a{99} nested five times takes all memory there is.
-REPEAT, MOST_REPEATS = re.compile(r"\{(?:\d*,)?(\d+)", re.ASCII), 1_000_000
+REPEAT, MOST_REPEATS = re.compile(r"\{\s*(?:\d*\s*,)?\s*(\d+)", re.ASCII), 1_000_000
 
 
 class SlowPattern(DataError):
@@ -41,11 +41,11 @@ class Search:
     def __init__(self, option: str, text: str, flags: int = 0):
         self.option, self.left = option, SECONDS
         flag = f"--{option.replace('_', '-')} {text}"
-        if prod(map(int, REPEAT.findall(text))) > MOST_REPEATS:
+        if prod(max(1, int(count)) for count in REPEAT.findall(text)) > MOST_REPEATS:
             raise DataError(f"{flag}: repeats more than {MOST_REPEATS:,} times")
         try:
             self.pattern = regex.compile(text, flags)
-        except (regex.error, RecursionError, OverflowError, ValueError) as error:
+        except (regex.error, RecursionError, OverflowError, ValueError, MemoryError) as error:
             raise DataError(f"{flag}: not a regular expression: {error}") from error
 
     def __call__(self, name: str) -> regex.Match | None:

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from common.program import counted
 from common.tables import Table, read_csv, write_csv
+from scans.identity.names import nfc
 from scans.slices import DataError
 from scans.splits import NONE, SUBSETS, Scans
 
@@ -138,7 +139,8 @@ def read_scans(
             value = parse(row[column])
         except ValueError as error:
             raise DataError(f"{path}, line {line}: {error}") from error
-        scan = row[scan_column] if row[scan_column] in scans else row[scan_column].strip()
+        cell = row[scan_column]
+        scan = cell if cell in scans else nfc(cell.strip())
         if not scan:
             raise DataError(f"{path}, line {line}: names no scan")
         if found.setdefault(scan, value) != value:

@@ -51,8 +51,6 @@ def list_layout(name: str) -> dict[str, list | str]:
 
 def list_line(line: str) -> list[list] | str:
     """Scan, label, patient, number of slices, number of the first and of the last of them."""
-    if "--clean-cache" in line:
-        return "lists nothing"
     try:
         slices = listed(line)
     except UserError:

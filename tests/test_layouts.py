@@ -22,8 +22,11 @@ from training.arguments import parse_args
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-LINES = re.findall(r"^python .*", "".join(block for name, block in BLOCKS if name == "bash"), re.M)
-FILES = re.findall(  # the paths of the page, and what it says of them
+ROWS = re.findall(r"^\| `(.*?)` \| (.*?) \| `(python .*?)` \|$", PAGE, re.MULTILINE)
+LINES = [line for *_, line in ROWS]
+LINES += re.findall(r"^python .*", "".join(b for name, b in BLOCKS if name == "bash"), re.M)
+FILES = [(path, text) for path, text, _ in ROWS]  # of the page, and what it says of them
+FILES += re.findall(
     r"^(\w\S*(?: \S+)*?)(?:  +(.*))?$", "".join(b for name, b in BLOCKS if name == "text"), re.M
 )
 PROGRAMS = {
@@ -238,9 +241,6 @@ LAYOUTS = {
     "knees": Layout(images("knees/{side}/p{patient:02}_{slice}.png"), [KNEES]),
     "folders": Layout(images("folders/{side}/p{patient:02}/{slice}.png"), [KNEES]),
     "persons": Layout(images("persons/p{patient:02}/{side}/{slice}.png"), [KNEES]),
-    "words": Layout(
-        images("words/p{patient:02}/{side} Knee/{slice}.png", sides=("Left", "Right")), [KNEES]
-    ),
     "joints": Layout(partial(write_joints, "joints/{side}/p{patient:02}/{slice}.png"), [JOINTS]),
     "visits": Layout(
         images("visits/p{patient:02}/{visit}/{side}/{slice}.png", visits=("00m", "12m")), [VISITS]

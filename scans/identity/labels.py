@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -133,7 +134,7 @@ class LabelTable:
             return text_of(cell).replace("\\", "/").rstrip("/")
         return folded(value_of(cell))
 
-    @property
+    @cached_property
     def has_both_sides(self) -> bool:
         """Whether something has a row for each side, as a patient has, and a barcode has not."""
         return any(len({row.side for row in rows} - {""}) > 1 for rows in self.index.values())

@@ -17,9 +17,10 @@ from PIL import Image
 import predict
 import train
 from common.program import printable
+from dataset import load_dataset
 from perceiver import Perceiver
 from scans.cache import decode_slices
-from scans.images import read_image
+from scans.images import describe_depths, read_image
 from scans.labelled import list_labelled
 from scans.slices import Slice
 from training.checkpoints import save_checkpoint
@@ -313,3 +314,17 @@ def test_programs_name_every_odd_file_and_go_on_or_stop(odd_files, tmp_path, cap
         )
         assert int(output.splitlines()[-1]) < 600  # MB, of which most are PyTorch's
     assert Image.open(tmp_path / "sheet.png").width > 1000
+
+
+def test_colour_that_is_read_as_grey_is_said_also_from_the_cache(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+    grey = noise[1, :, :, :1].repeat(3, axis=2)  # equal channels, as AKOA's PNGs
+    slightly = Image.fromarray(noise[2, :, :, 0])
+    for name, pixels in (("left/p1_1", noise[0]), ("right/p1_1", grey)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    slightly.convert("RGB").save(tmp_path / "right" / "p2_1.jpg")  # rounded to unequal channels
+    listing = list_labelled(tmp_path)
+    for _ in range(2):
+        depths = load_dataset(listing, (16, 16), tmp_path / "cache").depths
+        assert describe_depths(depths) == "images of 1 scan are in colour, and are read as grey"

@@ -187,7 +187,7 @@ def test_both_knees_of_a_patient_as_volumes_are_of_one_patient(tmp_path):
     slices, notes = listed(tmp_path)
     patients = {s.scan: s.patient for s in slices}
     assert patients == dict(zip(names, ["p1", "p1", "p2", "p2", "p3"], strict=True))
-    assert any("patients are the part p2 of the path: 3" in note for note in notes)
+    assert any("patients: the part p2 of the path; 3" in note for note in notes)
 
 
 def test_labels_of_a_table_that_may_be_misspelt_are_named(tmp_path):

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from image_files import write_images
 from volume_files import make_oai, noise, sitk, write_dicom, write_volume
 
 import dataset
+import predict
+import train
 from scans import dicom, headers
 from scans.labelled import list_labelled
 from scans.listing import list_slices
@@ -314,3 +318,21 @@ def test_a_pattern_that_parts_a_patient_of_the_headers_is_refused(tmp_path):
         shutil.rmtree(folder)
         write_dicom(folder, noise(6, 6, 6), {"0010|0020": "ANON"}, x=70)
     assert len({s.patient for s in list_slices(tmp_path, options=pattern).slices}) == 6
+
+
+def test_series_of_what_has_none_is_refused_by_every_program(finished_run, tmp_path, capsys):
+    """But not the one that a checkpoint keeps."""
+    write_images(tmp_path, "left/p1_1.png", "right/p1_1.png")
+    message = "--series DESS: there are no series and no volumes to choose from"
+    programs = (
+        (train.main, ["--data-dir", str(tmp_path), "--dry-run", "--series", "DESS"]),
+        (dataset.main, [str(tmp_path), "--series", "DESS"]),
+        (dataset.main, [str(tmp_path), "--series", "DESS", "--write-slices", str(tmp_path / "o")]),
+        (predict.main, [str(finished_run / "best.pt"), str(tmp_path), "--series", "DESS"]),
+    )
+    for main, words in programs:
+        assert main(words) == 2 and message in capsys.readouterr().err
+    checkpoint = torch.load(finished_run / "best.pt", weights_only=True)
+    checkpoint["preprocessing"]["series"] = "DESS"
+    torch.save(checkpoint, tmp_path / "kept.pt")
+    assert predict.main([str(tmp_path / "kept.pt"), str(tmp_path)]) == 0

@@ -263,6 +263,13 @@ def test_columns_that_are_missing_are_named(tmp_path, header, options, message):
         listed(tmp_path, table, ["x", "y"], **options)
 
 
+@pytest.mark.parametrize("flag", ["label_key", "label_column"])
+def test_columns_of_no_table_are_refused(tmp_path, flag):
+    write_images(tmp_path, "left/p1_1.png")
+    with pytest.raises(DataError, match="exam: a column of which table"):
+        list_labelled(tmp_path, options=Options(**{flag: "exam"}))
+
+
 def test_two_tables_are_united_and_must_not_disagree(tmp_path):
     write_images(tmp_path / "data", "p1_1.png", "p2_1.png")
     first = write_rows(tmp_path / "a.csv", "patient,label", ["1,x"])
