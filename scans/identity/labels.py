@@ -286,13 +286,14 @@ class Labels:
             notes += [f"{table.path}: {empty:,} {of} label"] if empty else []
             if lonely == len(table.rows):
                 notes += table.hint(records)
+        of = ", ".join(f"{table.path}" for table in self.of_scans)
         scans = {x.corrected[0]: x for x in answers if x.corrected and x.corrected[1] != x.label}
         if changed := [f"{scan} is {x.label}" for scan, x in scans.items() if x.label]:
             count = counted(len(changed), "scan")
-            notes.append(f"--labels changes the label of {count}: {abridged(changed)}")
+            notes.append(f"{of}: changes the label of {count}: {abridged(changed)}")
         if taken := [scan for scan, x in scans.items() if not x.label]:
             count = counted(len(taken), "scan")
-            notes.append(f"--labels takes the label of {count} away: {abridged(taken)}")
+            notes.append(f"{of}: takes the label of {count} away: {abridged(taken)}")
         for reason in (NO_ROW, NO_LABEL, OTHER_SIDE, NO_SIDE):
             if of := [x for x in records if x.answer and x.answer.reason == reason]:
                 people = {x.patient for x in of} - {""}
