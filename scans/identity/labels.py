@@ -307,13 +307,13 @@ def parts_of(record: Record) -> dict[str, bool]:
     """The folders of a path, the name, and what separators part in them, without the number of a
     slice -> whether it can be looked up: a number of at most 4 digits only as a whole.
     """
-    stem = record.stem
-    if not record.volume and (number := last_number(stem, record.patient_span)):
-        stem = f"{stem[: number.start]}/{stem[number.end :]}"
-    whole = stem.split("/")
-    fields = {field for part in whole for field in SEPARATORS.split(part)} - {""}
-    parts = {folded(field): not field.isdecimal() or len(field) > 4 for field in fields}
-    return parts | dict.fromkeys(map(folded, filter(None, whole)), True)
+    *folders, name = record.stem.split("/")
+    number = None if record.volume else last_number(record.stem, record.patient_span)
+    slices = {number.text} if number else set()
+    fields = {field for folder in folders for field in SEPARATORS.split(folder)}
+    fields |= {*SEPARATORS.split(name)} - slices
+    parts = {folded(field): not field.isdecimal() or len(field) > 4 for field in fields - {""}}
+    return parts | dict.fromkeys(map(folded, {*folders} | ({name} - slices)), True)
 
 
 def is_path_of(path: str, record: Record) -> bool:

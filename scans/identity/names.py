@@ -37,7 +37,7 @@ SIDE_WORD = re.compile(rf"(?<![^\W\d_])({SPELLED_SIDES})(?![^\W\d_])", re.IGNORE
 SIDE_LETTER = re.compile(r"(?:(?<![^\W_])|(?<=\b9\d{6}))([lr])(?![^\W_])", re.IGNORECASE)
 # Where the seven digits of the OAI begin a folder or a name: 9003175L, OAI9014797_V00.
 OAI_PATIENT = re.compile(r"(?:(?<=/)|^)(?:OAI)?(9\d{6})(?!\d)", re.IGNORECASE)
-SLICE_NUMBER = re.compile(r"(?<!\d)\d{1,5}(?!\d)")
+SLICE_NUMBER = re.compile(r"(?<!\d)\d{1,5}(?![^\W_])")
 PATIENT_WORDS = "patient pat pt subject subj sub participant person case pid p".split()
 # A part that begins a folder or a name: a word for patients with its number; of BIDS also sub-AB7.
 PATIENT_PART = re.compile(
@@ -166,8 +166,8 @@ def patient_part(stem: str) -> Span | None:
 
 
 def last_number(stem: str, patient: Span | None) -> Span | None:
-    """The last number of a file's name, of at most 5 digits, that is no part of its patient, of a
-    visit or of a date.
+    """The last number of a file's name, of at most 5 digits and not before a letter, that belongs
+    to no patient, visit or date.
     """
     start = stem.rfind("/") + 1
     others = [match.span() for match in VISIT_OR_DATE.finditer(stem, start)]

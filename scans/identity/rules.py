@@ -352,7 +352,7 @@ def question_of(labelled: list[Record], shared: dict[str, list[str]], context: C
     Of one scan there is nothing to part.
     """
     unknown = [record for record in labelled if not record.patient]
-    if len({record.scan for record in unknown}) > 1:
+    if unknown and len({record.scan for record in labelled}) > 1:
         return ask(unknown, shared, context)
     ways: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in labelled:

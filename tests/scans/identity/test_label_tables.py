@@ -119,6 +119,17 @@ def test_a_pattern_that_would_part_one_of_the_tables_people_is_refused(tmp_path)
         listed(tmp_path / "export", table, **options)
 
 
+def test_names_of_images_are_parts_also_where_they_hold_a_number(tmp_path):
+    write_images(tmp_path / "d", "train/000c1434.png", "train/0012ab.png", "train/x-00aff1.png")
+    table = write_rows(
+        tmp_path / "t.csv", "image_id,label", ["000c1434,a", "0012ab,b", "x-00aff1,a"]
+    )
+    with pytest.raises(DataError, match=r"--label-key image_id  \(parts of 3 of 3"):
+        listed(tmp_path / "d", table, patients="scan")
+    found = labels_of(listed(tmp_path / "d", table, patients="scan", label_key="image_id"))
+    assert found == {"000c1434.png": "a", "0012ab.png": "b", "x-00aff1.png": "a"}
+
+
 def test_two_parts_of_a_path_in_the_key_column_are_refused_by_name(tmp_path):
     write_images(tmp_path, "12/13/a.png")
     table = write_rows(tmp_path / "t.csv", "exam,label", ["12,x", "13,y"])

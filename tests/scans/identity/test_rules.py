@@ -284,6 +284,14 @@ def test_patients_told_in_two_ways_that_nobody_is_in_both_of_are_asked_for():
     assert not told([*same, *words]).question
 
 
+def test_one_scan_without_a_patient_beside_others_is_asked_for():
+    pattern = r"^(?:(?P<patient>p\d)_)?(?P<side>[LR])_\d"
+    assert (
+        "of 1 scan" in told(["p1_L_1.png", "L_1.png", "p2_R_1.png"], name_pattern=pattern).question
+    )
+    assert not told(["x_L_1.png", "x_L_2.png"]).question  # nothing to part
+
+
 def test_patients_scan_never_drops_what_is_told():
     paths = ["OAI9000001_V_1_LEFT_0.png", "OAI9000001_V_1_RIGHT_0.png", "x_LEFT.png"]
     found = told(paths, patients="scan")
