@@ -169,7 +169,7 @@ def labels_of_path(record: Record, classes: Sequence[str], root: str) -> list[To
     *folders, name = record.path.split("/")
     told = []
     is_read = record.is_written or Told(record.label, LabelBy.NAME) in record.labels
-    if names.are_sides(classes) and not is_read and (side := names.side_in(name)):
+    if not is_read and names.are_sides(classes) and (side := names.side_in(name)):
         told.append(Told(label_of_word(side, classes), LabelBy.NAME))
     of_folders = [label_of_folder(folder, classes) for folder in reversed(folders)]
     of_folders = [Told(label, LabelBy.FOLDER) for label in of_folders if label]
