@@ -119,7 +119,7 @@ class LabelTable:
             if first.label != label:
                 raise DataError(
                     f"{first} says {first.label}, {row} says {label} of the same {self.column}: "
-                    f"{key}; leave one of them out"
+                    f"{key}; expected one label for each (--label-key names another column)"
                 )
             self.rows.append(row)
             if key:
@@ -158,7 +158,7 @@ class LabelTable:
                 f"{self.column} of {self.path}; --name-pattern with a group patient, and a column "
                 "patient, can tell which is meant"
             )
-        return next((rows for part, rows in found.items() if parts[part]), [])
+        return next((rows for part, rows in found.items() if parts[part].is_key), [])
 
     def answer(self, record: Record, sides: frozenset[str]) -> Answer:
         """The label of the record's row of its side, or why there is none."""
@@ -181,9 +181,35 @@ class LabelTable:
         label = "" if reason else labels.pop()
         return Answer(label, people.pop() if len(people) == 1 else "", ids, reason)
 
+    def check_clear(self, records: Sequence[Record]) -> None:
+        """Raise DataError if a row's path or name is that of several files, or if the values of
+        --label-key's column stand at different places of the paths.
+        """
+        files, levels = defaultdict(set), {}
+        for record in records:
+            for path, line in record.answer.rows if record.answer else ():
+                if path == f"{self.path}":
+                    files[line].add(record.path)
+                    for name, part in parts_of(record).items() if self.by == "key" else ():
+                        if name in self.index:
+                            levels[part.level] = record.path
+        for line, paths in files.items() if self.by in ("path", "stem") else ():
+            if len(paths) > 1:
+                raise DataError(
+                    f"{self.path}, line {line}: is the {self.by.replace('stem', 'name')} of "
+                    f"{len(paths)} files: {abridged(sorted(paths))}; write more of the path, in a "
+                    "column called path, or name one of their folders"
+                )
+        if len(levels) > 1:
+            raise DataError(
+                f"{self.path}: values of {self.column} stand at different places of the paths: "
+                f"{abridged(sorted(levels.values()))}; --name-pattern, and a column patient, can "
+                "tell which is meant"
+            )
+
     def hint(self, records: Sequence[Record]) -> list[str]:
         """Flags that would find rows: columns whose values are parts of the paths."""
-        known = [{x for x, is_key in parts_of(record).items() if is_key} for record in records]
+        known = [{x for x, part in parts_of(record).items() if part.is_key} for record in records]
         counts = Counter()
         for column in filter(None, self.table.columns):
             if column not in (self.columns.label, self.columns.side):
@@ -219,17 +245,8 @@ class Labels:
                 expected = "expected a column called path, scan or patient, or --label-key COLUMN"
                 raise DataError(f"{table.path}: {expected}", *table.hint(records))
         told = [self.told(x, of) for x, of in zip(records, sides, strict=True)]
-        files = defaultdict(set)
-        for record in told:
-            for row in record.answer.rows if record.answer else ():
-                files[row].add(record.path)
-        by_path = {f"{table.path}" for table in self.of_files if table.by == "path"}
-        for (path, line), paths in files.items():
-            if path in by_path and len(paths) > 1:
-                raise DataError(
-                    f"{path}, line {line}: is the path of {len(paths)} files: "
-                    f"{abridged(sorted(paths))}; write more of it"
-                )
+        for table in self.of_files:
+            table.check_clear(told)
         return told
 
     def told(self, record: Record, sides: frozenset[str]) -> Record:
@@ -303,26 +320,35 @@ class Labels:
         return notes
 
 
-def parts_of(record: Record) -> dict[str, bool]:
+class Part(NamedTuple):
+    """A part of a path: where it stands, and whether it is looked up."""
+
+    level: int  # 0 is the first folder, -1 the name
+    is_key: bool  # a number of at most 4 digits is only as a whole folder or name
+
+
+def parts_of(record: Record) -> dict[str, Part]:
     """The folders of a path, the name, and what separators part in them, without the number of a
-    slice -> whether it can be looked up: a number of at most 4 digits only as a whole.
+    slice.
     """
     *folders, name = record.stem.split("/")
     number = None if record.volume else last_number(record.stem, record.patient_span)
-    slices = {number.text} if number else set()
-    fields = {field for folder in folders for field in SEPARATORS.split(folder)}
-    fields |= {*SEPARATORS.split(name)} - slices
-    parts = {folded(field): not field.isdecimal() or len(field) > 4 for field in fields - {""}}
-    return parts | dict.fromkeys(map(folded, {*folders} | ({name} - slices)), True)
+    found: dict[str, Part] = {}
+    for level, whole in [(-1, name), *enumerate(folders)]:
+        for part in (whole, *SEPARATORS.split(whole)):
+            is_key = part == whole or not part.isdecimal() or len(part) > 4
+            is_slice = level < 0 and number is not None and part == number.text
+            if part and not is_slice and (is_key or folded(part) not in found):
+                found[folded(part)] = Part(level, is_key)
+    return found
 
 
 def is_path_of(path: str, record: Record) -> bool:
-    """Whether one of both is the end of the other; the path may lack the ending of the file."""
-    for own in (record.path, record.stem):
-        ends = [reversed(os.path.normpath(x).strip("/").split("/")) for x in (path, own)]
-        if all(a == b for a, b in zip(*ends, strict=False)):
-            return True
-    return False
+    """Whether a file's whole path ends like this; it may lack the ending of the file."""
+    file = nfc(os.path.abspath(record.volume.path if record.volume else record.source))
+    wanted = f"/{os.path.normpath(path).strip('/')}"
+    ending = record.path[len(record.stem) :]
+    return file.endswith(wanted) or file.removesuffix(ending).endswith(wanted)
 
 
 def read_labels(options: Options, classes: Sequence[str] | None, usual: Sequence[str]) -> Labels:

@@ -43,6 +43,11 @@ def test_the_same_table_in_every_dialect(tmp_path, name):
         ('"a,b";"c,d"\n"x,y";z\n', ["a,b", "c,d"], "x,y"),
         ('"the\npath",b\na,1\n', ["the path", "b"], "a"),
         (",path\n0,a.png\n", ["", "path"], "0"),  # pandas writes its index so
+        ("id;note\n1;a, b\n2;c, d\n3;e, f\n", ["id", "note"], "1"),
+        ("id;a;b\n1,0;2,0;3,0\n2,0;3,0;4,0\n", ["id", "a", "b"], "1,0"),
+        ("id\tname\n1\tDoe, J\n2\tRoe, J\n", ["id", "name"], "1"),
+        ('id,name,x\n1,"Doe; J",a\n2,"Roe; J",b\n', ["id", "name", "x"], "1"),
+        ("id,name\n1,O'Neil\n2,D'Or\n", ["id", "name"], "1"),
         ("sep=x\na\n", ["sep=x"], "a"),
     ],
 )
@@ -152,7 +157,7 @@ def image(kind: str) -> bytes:
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # archives hold the time
 )
-def test_what_is_no_table_is_refused_with_what_it_seems_to_be(tmp_path, content, message):
+def test_what_is_no_text_is_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=rf"table\.csv: {message}") as error:
         table_of(tmp_path, content)
     assert "\n" not in str(error.value)

@@ -204,7 +204,7 @@ def test_two_columns_without_a_header_are_the_files_name_and_the_label(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "cell", ["a/p1_1.png", "a/p1_1", "p1_1.png", "/home/x/data/a/p1_1.png", "a\\p1_1.png"]
+    "cell", ["a/p1_1.png", "a/p1_1", "p1_1.png", "data/a/p1_1.png", "a\\p1_1.png"]
 )
 def test_paths_may_begin_elsewhere_and_lack_the_ending(tmp_path, cell):
     write_images(tmp_path / "data", "a/p1_1.png", "b/p2_1.png")

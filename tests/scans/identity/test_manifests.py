@@ -1,12 +1,12 @@
-"""Manifests, and the cells of any table: what is a label, a patient, a path, and nothing."""
+"""Manifests: tables that name each file, its label, its patient and its scan."""
 
+import os
 import unicodedata
 
 import numpy as np
 import pytest
 from image_files import write_images, write_manifest
 
-from scans.identity.tables import class_of_value, classes_of_values, value_of
 from scans.labelled import list_labelled
 from scans.listing import list_slices
 from scans.slices import DataError, Kind, Options
@@ -15,48 +15,6 @@ from scans.slices import DataError, Kind, Options
 def rows_of(text: str, tmp_path, **options) -> list[tuple]:
     listing = list_labelled(write_manifest(tmp_path, text), None, Options(**options))
     return [(s.label, s.patient, s.scan) for s in listing.slices]
-
-
-# ---- cells ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "cell, value",
-    [
-        ("1.0", "1"),
-        ("1,0", "1"),
-        ("01", "01"),
-        ("1.5", "1.5"),
-        (" left  knee ", "left knee"),
-        ("", ""),
-        ("NA", ""),
-        ("nan", ""),
-        ("N/A", ""),
-        (".", ""),
-        (".A", ""),
-        (".: Missing Form", ""),
-        (".5", ".5"),
-        ("2: Minimal", "2: Minimal"),
-        ("gr\udcf6\udcdfe", "größe"),  # bytes of Windows' letters
-        (unicodedata.normalize("NFD", "größe"), "größe"),
-    ],
-)
-def test_values_of_cells(cell, value):
-    assert value_of(cell) == value
-
-
-@pytest.mark.parametrize(
-    "values, classes",
-    [
-        (["0", "10", "2", ""], ["0", "2", "10"]),
-        (["2: Minimal", "0: None"], ["0", "2"]),
-        (["normal", "Normal", "ill"], ["ill", "normal"]),
-        (["L", "right", "1: Left"], ["left", "right"]),
-    ],
-)
-def test_classes_are_all_values_in_natural_order(values, classes):
-    assert classes_of_values(values, "t.csv") == classes
-    assert all(class_of_value(value, classes) for value in values if value)
 
 
 # ---- manifests -----------------------------------------------------------------------------------
@@ -162,4 +120,83 @@ def test_words_for_nobody_are_no_patient(tmp_path, nobody):
         tmp_path, f"path,label,patient\nx_1.png,left,{nobody}\ny_1.png,right,{nobody}\n"
     )
     with pytest.raises(DataError, match="nothing tells the patient of 2 scans"):
+        list_labelled(path)
+
+
+def test_paths_are_relative_to_the_manifest_and_excels_byte_order_mark_is_no_letter(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir("/")
+    text = 'path,side,patient,scan\na/1.png,L,p1 ,s1\na/2.png,left, p1,s1\n"b,c/x.png",Right,p2,\n'
+    path = write_manifest(tmp_path, text, "utf-8-sig")
+    assert [(s.label, s.patient, s.scan, s.number) for s in list_labelled(path).slices] == [
+        ("right", "p2", "b,c/x", 0),
+        ("left", "p1", "s1", 1),
+        ("left", "p1", "s1", 2),
+    ]
+
+
+def test_patients_whose_zeros_excel_lost_are_one_beside_those_that_have_them(tmp_path):
+    cells = ["1", "001", "p001", "P 1", "1,0", "1.0 ", "2", "p02"]
+    rows = [f"{i}.png;{i % 2},0;{cell};s{i}" for i, cell in enumerate(cells)]
+    listing = list_labelled(
+        write_manifest(tmp_path, "\n".join(["path;label;patient;scan", *rows, ""]))
+    )
+    assert [s.patient for s in listing.slices] == ["1"] * 6 + ["2"] * 2
+    assert listing.classes == ["0", "1"]
+    notes = "\n".join(map(str, listing.problems))
+    assert "1 = 001 = p001 = P 1, 2 = p02" in notes
+
+
+def test_windows_letters_are_read_as_such_unless_a_file_is_called_by_these_bytes(tmp_path):
+    write_images(tmp_path, os.fsdecode("größe 1.png".encode("cp1252")), "größe 2.png")
+    (tmp_path / "m.csv").write_bytes(
+        "path,label,patient\ngröße 1.png,l,Müller\ngröße 2.png,r,Müller\n".encode("cp1252")
+    )
+    slices = list_labelled(tmp_path / "m.csv").slices
+    assert sorted((s.label, s.patient) for s in slices) == [("left", "Müller"), ("right", "Müller")]
+
+
+def test_pattern_tells_the_patient_that_a_manifest_lacks(tmp_path):
+    rows = [f"{p}_{v}_{side}.png,{side}" for p in (1, 2) for v in (1, 2) for side in "lr"]
+    text = "\n".join(["path,label", *rows, ""])
+    with pytest.raises(DataError, match="nothing tells the patient of 4 scans"):
+        rows_of(text, tmp_path)
+    found = rows_of(text, tmp_path, name_pattern=r"^(?P<patient>\d+)_")
+    assert {row[:2] for row in found} == {(side, p) for side in ("left", "right") for p in "12"}
+
+
+def test_missing_files_are_five_examples_a_count_and_what_paths_are_relative_to(tmp_path):
+    rows = [f"{x}/{i}.png,{x},p{x}" for x in "lr" for i in range(50)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,patient", *rows]))
+    with pytest.raises(DataError, match=rf"^100 files .* 95 more; paths are .* {tmp_path}$"):
+        list_labelled(tmp_path / "m.csv")
+
+
+def test_volumes_keep_the_manifests_side_and_disagreement_is_noted(tmp_path):
+    made = pytest.importorskip("volume_files")
+    made.write_volume(tmp_path / "one_RIGHT.nii.gz")
+    made.write_volume(tmp_path / "two.nrrd")
+    text = "path,side,patient\none_RIGHT.nii.gz,left,p1\ntwo.nrrd,right,p2\n"
+    listing = list_labelled(write_manifest(tmp_path, text))
+    assert {(s.scan, s.label, s.patient) for s in listing.slices} == {
+        ("one_RIGHT.nii.gz", "left", "p1"),
+        ("two.nrrd", "right", "p2"),
+    }
+    assert "the manifest says left, its name right" in str(listing.problems[0])
+
+
+def test_series_folders_of_the_oai_are_scans_and_the_folder_above_them_is_refused(tmp_path):
+    made = pytest.importorskip("volume_files")
+    made.make_oai(tmp_path, patients=2, visits=1)
+    visits = sorted((tmp_path / "00m" / "0.C.2").glob("*/*"))
+    path = tmp_path / "m.csv"
+    for depth in (1, 0):
+        folders = [sorted(visit.iterdir())[1] if depth else visit for visit in visits]
+        rows = [f"{x.relative_to(tmp_path)},{i}" for i, x in enumerate(folders)]
+        path.write_text("\n".join(["path,label", *rows]))
+        if depth:
+            found = list_labelled(path).slices
+            assert {(s.patient, s.label) for s in found} == {("9000001", "0"), ("9000002", "1")}
+    with pytest.raises(DataError, match=r"20040101: no image and no volume.*m\.csv, line 2\)"):
         list_labelled(path)
