@@ -11,6 +11,7 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +107,8 @@ class Table(NamedTuple):
 
 def plain_name(column: str) -> str:
     """Patient_ID and "patient id" -> patientid"""
-    return "".join(character for character in column.lower() if character not in " _-")
+    composed = unicodedata.normalize("NFC", column.lower())
+    return "".join(character for character in composed if character not in " _-")
 
 
 def read_csv(

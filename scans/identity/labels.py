@@ -13,7 +13,7 @@ stand in a path is never looked up.
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from common.files import abridged
 from common.program import counted, typed
 from common.tables import Table, plain_name, read_csv
-from scans.identity.names import folded, last_number, nfc, patient_key
+from scans.identity.names import folded, last_number, nfc, patient_key, unexplained
 from scans.identity.records import Answer, LabelBy, PatientBy, Record, Told
 from scans.identity.tables import (
     LABEL,
@@ -36,13 +36,14 @@ from scans.identity.tables import (
     classes_of_values,
     columns_of,
     label_in,
+    letters_of,
     patient_of,
-    text_of,
     value_of,
 )
 from scans.slices import SIDES, DataError, Kind, Options, Problem
 
 NO_HEADER = ["file's name", "label"]  # what the columns of a table without a header are called
+SHORT = 4  # digits of a number that may count anything
 SEPARATORS = re.compile(r"[\W_]+")
 BOTH = {"both", "bilateral"}
 NO_ROW = "no row of the tables is theirs"
@@ -60,6 +61,7 @@ class Row(NamedTuple):
     label: str
     side: str
     patient: str
+    scan: str
 
     def __str__(self) -> str:
         return f"{self.table}, line {self.line}"
@@ -102,28 +104,38 @@ class LabelTable:
 
     def read_rows(self, classes: Sequence[str]) -> None:
         """Raises DataError for a label that is no class, and for a key of two labels."""
-        _, label_column, patient, _, side_column = self.columns
         told: dict[tuple[str, str], Row] = {}
         for line, cells in self.table.rows if self.by else ():
-            where, side = f"{self.path}, line {line}:", ""
-            label = label_in(value_of(cells[label_column]), classes, f"{where} {label_column}")
-            if side_column not in (None, label_column):
-                side = value_of(cells[side_column])
-                side = label_in(
-                    "" if side.lower() in BOTH else side, SIDES, f"{where} {side_column}"
-                )
-            key = self.key_of(cells[self.column])
-            who = patient_of(cells[patient]) if patient and self.by != "patient" else ""
-            row = Row(f"{self.path}", line, key, label, side, who)
-            first = told.setdefault((key, side), row) if key and label else row
-            if first.label != label:
-                raise DataError(
-                    f"{first} says {first.label}, {row} says {label} of the same {self.column}: "
-                    f"{key}; expected one label for each (--label-key names another column)"
-                )
+            row = self.read_row(line, cells, classes)
+            same = [(row.key, row.side)] if row.key and row.label else []
+            first = next((told.setdefault(key, row) for key in same), row)
+            person = told.setdefault((row.key, "patient"), row) if row.patient else row
+            for other, what in ((first, "label"), (person, "patient")):
+                says, of = getattr(row, what), getattr(other, what)
+                if says != of:
+                    raise DataError(
+                        f"{other} says {of}, {row} says {says} of the same {self.column}: "
+                        f"{row.key}; expected one {what} for each (or --label-key for others)"
+                    )
             self.rows.append(row)
-            if key:
-                self.index[key.rpartition("/")[2] if self.by == "path" else key].append(row)
+            if row.key:
+                key = row.key.rpartition("/")[2] if self.by == "path" else row.key
+                self.index[key].append(row)
+
+    def read_row(self, line: int, cells: dict[str, str], classes: Sequence[str]) -> Row:
+        where, columns = f"{self.path}, line {line}:", self.columns
+        label = label_in(value_of(cells[columns.label]), classes, f"{where} {columns.label}")
+        side = patient = scan = ""
+        if columns.side not in (None, columns.label):
+            side = value_of(cells[columns.side])
+            side = "" if side.rpartition(":")[2].strip().lower() in BOTH else side
+            side = label_in(side, SIDES, f"{where} {columns.side}")
+        if columns.patient and self.by != "patient":
+            patient = patient_of(cells[columns.patient])
+        if columns.scan and self.by == "path":
+            scan = value_of(cells[columns.scan])
+        key = self.key_of(cells[self.column])
+        return Row(f"{self.path}", line, key, label, side, patient, scan)
 
     def key_of(self, cell: str) -> str:
         if self.by == "patient":
@@ -131,7 +143,7 @@ class LabelTable:
         if self.by == "scan":
             return nfc(cell.strip())
         if self.by == "path":
-            return text_of(cell).replace("\\", "/").rstrip("/")
+            return letters_of(cell).strip().replace("\\", "/").rstrip("/")
         return folded(value_of(cell))
 
     @cached_property
@@ -179,20 +191,17 @@ class LabelTable:
             reason = NO_SIDE
         ids = frozenset((row.table, row.line) for row in of_side or rows)
         label = "" if reason else labels.pop()
-        return Answer(label, people.pop() if len(people) == 1 else "", ids, reason)
+        scans = {row.scan for row in of_side} - {""}
+        patient, scan = (found.pop() if len(found) == 1 else "" for found in (people, scans))
+        return Answer(label, patient, ids, reason, scan)
 
     def check_clear(self, records: Sequence[Record]) -> None:
-        """Raise DataError if a row's path or name is that of several files, or if the values of
-        --label-key's column stand at different places of the paths.
-        """
-        files, levels = defaultdict(set), {}
+        """Raise DataError if a row's path or name is that of several files."""
+        files = defaultdict(set)
         for record in records:
             for path, line in record.answer.rows if record.answer else ():
                 if path == f"{self.path}":
-                    files[line].add(record.path)
-                    for name, part in parts_of(record).items() if self.by == "key" else ():
-                        if name in self.index:
-                            levels[part.level] = record.path
+                    files[line].add(record.source.partition("#")[0])
         for line, paths in files.items() if self.by in ("path", "stem") else ():
             if len(paths) > 1:
                 raise DataError(
@@ -200,21 +209,16 @@ class LabelTable:
                     f"{len(paths)} files: {abridged(sorted(paths))}; write more of the path, in a "
                     "column called path, or name one of their folders"
                 )
-        if len(levels) > 1:
-            raise DataError(
-                f"{self.path}: values of {self.column} stand at different places of the paths: "
-                f"{abridged(sorted(levels.values()))}; --name-pattern, and a column patient, can "
-                "tell which is meant"
-            )
 
-    def hint(self, records: Sequence[Record]) -> list[str]:
+    def hint(self, records: Sequence[Record], classes: Sequence[str]) -> list[str]:
         """Flags that would find rows: columns whose values are parts of the paths."""
-        known = [{x for x, part in parts_of(record).items() if part.is_key} for record in records]
         counts = Counter()
         for column in filter(None, self.table.columns):
             if column not in (self.columns.label, self.columns.side):
-                values = {folded(value_of(row.cells[column])) for row in self.table.rows} - {""}
-                counts[column] = sum(not values.isdisjoint(parts) for parts in known)
+                keys = {folded(value_of(row.cells[column])) for row in self.table.rows} - {""}
+                if not why_unclear(keys, records, classes):
+                    known = ({x for x, of in parts_of(r).items() if of.is_key} for r in records)
+                    counts[column] = sum(not keys.isdisjoint(parts) for parts in known)
         return [
             f"  --label-key {typed(column)}  (parts of {count:,} of "
             f"{counted(len(records), 'path')} are in this column)"
@@ -243,10 +247,12 @@ class Labels:
         for table in self.of_files:
             if not table.by:
                 expected = "expected a column called path, scan or patient, or --label-key COLUMN"
-                raise DataError(f"{table.path}: {expected}", *table.hint(records))
+                raise DataError(f"{table.path}: {expected}", *table.hint(records, self.classes))
         told = [self.told(x, of) for x, of in zip(records, sides, strict=True)]
         for table in self.of_files:
-            table.check_clear(told)
+            if table.by == "key" and (why := why_unclear(table.index, records, self.classes)):
+                advice = "--name-pattern, and a column patient, can tell which is meant"
+                raise DataError(f"{table.path}: {table.column}: {why}; {advice}")
         return told
 
     def told(self, record: Record, sides: frozenset[str]) -> Record:
@@ -260,10 +266,14 @@ class Labels:
             text = f"{abridged(says)} say {' and '.join(x.label for x in labelled)} of it"
             problem = Problem(record.source, Kind.CONTRADICTION, text)
             record, answer = record._replace(problem=problem), answer._replace(label="")
-        who = (Told(answer.patient, PatientBy.TABLE),) if answer.patient else ()
+        people = list(dict.fromkeys(x.patient for x in answers if x.patient))
+        if len(set(map(patient_key, people))) > 1:
+            raise DataError(f"{record.source}: the tables say that it is of {' and '.join(people)}")
+        who = tuple(Told(patient, PatientBy.TABLE) for patient in people[:1])
         return record._replace(
             labels=(Told(answer.label, LabelBy.TABLE),),
             patients=(*who, *record.patients),
+            scan=record.scan or answer.scan,
             answer=answer,
         )
 
@@ -289,9 +299,11 @@ class Labels:
         return found
 
     def notes(self, records: Sequence[Record]) -> list[str]:
-        """Rows that no record has and rows without a label; scans whose label is another one now;
-        and why records have no label.
+        """Of all records there are: rows that none has and rows without a label; scans whose label
+        is another one now; and why records have no label. Raises as `check_clear` does.
         """
+        for table in self.tables:
+            table.check_clear(records)
         answers = [record.answer for record in records if record.answer]
         matched = frozenset().union(*(answer.rows for answer in answers))
         notes = []
@@ -302,7 +314,7 @@ class Labels:
             notes += [f"{table.path}: {lonely:,} {of} scan"] if lonely else []
             notes += [f"{table.path}: {empty:,} {of} label"] if empty else []
             if lonely == len(table.rows):
-                notes += table.hint(records)
+                notes += table.hint(records, self.classes)
         of = ", ".join(f"{table.path}" for table in self.of_scans)
         scans = {x.corrected[0]: x for x in answers if x.corrected and x.corrected[1] != x.label}
         if changed := [f"{scan} is {x.label}" for scan, x in scans.items() if x.label]:
@@ -324,7 +336,8 @@ class Part(NamedTuple):
     """A part of a path: where it stands, and whether it is looked up."""
 
     level: int  # 0 is the first folder, -1 the name
-    is_key: bool  # a number of at most 4 digits is only as a whole folder or name
+    is_key: bool  # a short number is only as a whole folder or name
+    above: str  # of a short number: the folders above it
 
 
 def parts_of(record: Record) -> dict[str, Part]:
@@ -336,11 +349,28 @@ def parts_of(record: Record) -> dict[str, Part]:
     found: dict[str, Part] = {}
     for level, whole in [(-1, name), *enumerate(folders)]:
         for part in (whole, *SEPARATORS.split(whole)):
-            is_key = part == whole or not part.isdecimal() or len(part) > 4
+            is_short = part.isdecimal() and len(part) <= SHORT
             is_slice = level < 0 and number is not None and part == number.text
-            if part and not is_slice and (is_key or folded(part) not in found):
-                found[folded(part)] = Part(level, is_key)
+            if part and not is_slice and (part == whole or folded(part) not in found):
+                above = "/".join(folders[:level] if level >= 0 else folders) if is_short else ""
+                found[folded(part)] = Part(level, part == whole or not is_short, above)
     return found
+
+
+def why_unclear(keys: Container[str], records: Sequence[Record], classes: Sequence[str]) -> str:
+    """Why the parts of paths that are among the keys may tell something else: they stand at several
+    places, or a short number is below folders that may be several sites. "" if nothing does.
+    """
+    levels, above = {}, defaultdict(set)
+    for record in records:
+        for name, part in parts_of(record).items():
+            if name in keys and part.is_key:
+                levels.setdefault(part.level, record.path)
+                above[name].add(unexplained(part.above, classes))
+    if len(levels) > 1:
+        return f"values stand at different places of the paths: {abridged(sorted(levels.values()))}"
+    sites = ((name, sorted(folders)) for name, folders in above.items() if len(folders) > 1)
+    return next((f"{name} is below {abridged(of)}: one, or several?" for name, of in sites), "")
 
 
 def is_path_of(path: str, record: Record) -> bool:
@@ -364,11 +394,13 @@ def read_labels(options: Options, classes: Sequence[str] | None, usual: Sequence
     """
     tables = [LabelTable(Path(path), options) for path in options.labels]
     if classes is None:
-        values = [value for table in tables for value in table.values() if value]
-        of_scans = all(table.by == "scan" for table in tables)
-        fits = of_scans and all(class_of_value(value, usual) for value in values)
-        of = ", ".join(map(str, options.labels))
-        classes = usual if fits else classes_of_values(values, of)
+        telling = [table for table in tables if table.by != "scan"]
+        values = [value for table in telling or tables for value in table.values() if value]
+        different = {value.lower() for value in values}
+        if not telling and (len(different) < 2 or any(class_of_value(x, usual) for x in values)):
+            classes = usual
+        else:
+            classes = classes_of_values(values, ", ".join(map(str, options.labels)))
     return Labels(tables, classes)
 
 

@@ -51,6 +51,7 @@ class Answer(NamedTuple):
     patient: str
     rows: frozenset[tuple[str, int]]  # table and line of the rows that are of it
     reason: str = ""  # why there is no label
+    scan: str = ""
     corrected: tuple[str, str] | None = None  # a scan whose label was replaced, and that label
 
 

@@ -60,7 +60,7 @@ def identify(
 
 def compile_pattern(text: str) -> Search:
     """A --name-pattern. Raises DataError if it is none, or has none of its groups."""
-    search = Search("name_pattern", text)
+    search = Search("name_pattern", names.nfc(text))
     if not set(GROUPS) & set(search.pattern.groupindex):
         groups = ", ".join(f"(?P<{name}>...)" for name in GROUPS)
         raise DataError(f"--name-pattern {text}: has none of the groups {groups} (lower case)")
@@ -319,20 +319,22 @@ def check_nobody_is_parted(records: list[Record]) -> None:
 
     A PatientID that all files share, such as ANONYMOUS, tells nobody apart.
     """
-    parts: dict[Told, dict[str, str]] = defaultdict(dict)  # a person -> those that are made of it
+    parts: dict[Told, dict[str, Told]] = defaultdict(dict)  # a person -> those that are made of it
     for record in records:
         for told in record.patients:
+            first = record.patients[0]
             if told.by in (PatientBy.DICOM, PatientBy.AKOA, PatientBy.OAI):
-                parts[told][record.patient] = record.way
-            elif record.way == PatientBy.TABLE and told.by == PatientBy.PATTERN:
-                parts[record.patients[0]][told.value] = told.by
+                parts[told].setdefault(names.patient_key(first.value), first)
+            elif first.by == PatientBy.TABLE and told.by == PatientBy.PATTERN:
+                parts[first].setdefault(names.patient_key(told.value), told)
     several_ids = sum(told.by == PatientBy.DICOM for told in parts) > 1
     for told, people in parts.items():
         if len(people) > 1 and (several_ids or told.by != PatientBy.DICOM):
+            made, ways = zip(*people.values(), strict=True)
             raise DataError(
                 f"patient {told.value} ({told.by}) would be {len(people)} patients, as "
-                f"{' and '.join(sorted(set(people.values())))}: {abridged(sorted(people))}; let "
-                "only one of them tell the patient"
+                f"{' and '.join(sorted(set(ways)))}: {abridged(sorted(made))}; let only one of "
+                "them tell the patient"
             )
 
 

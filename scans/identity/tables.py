@@ -9,13 +9,14 @@ Tables of labels by patient, scan or path: labels.py.
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common.files import abridged
 from common.tables import Table, plain_name, read_csv
-from scans.identity.names import label_of_word, nfc
+from scans.identity.names import folded, label_of_word, nfc
 from scans.names import natural_order
 from scans.slices import SIDES, DataError
 
@@ -27,30 +28,36 @@ LABEL = [["label", "class", "target", "category"], ["grade"]]  # the first group
 MAY_BE_PATIENT = "id case caseid name pid person mrn accession studyid".split()
 NOBODY = {"unknown", "none", "?", "-"}
 MISSING = {"", ".", "na", "n/a", "nan", "null"}
-WHOLE_DECIMAL = re.compile(r"(\d+)[.,]0+")  # 2.0 is 2: pandas wrote it; a German Excel writes 2,0
+DECIMAL = re.compile(r"(\d+)[.,](\d+)")  # 2.0 is 2: pandas wrote it; a German Excel writes 2,0
 CODED = re.compile(r"(\d+|\.\w?)\s*:\s*(.*)", re.S)  # 2: Minimal, as the OAI writes it
 
 
 # ---- cells ---------------------------------------------------------------------------------------
 
 
-def text_of(cell: str) -> str:
-    """One line in composed form; bytes that are no UTF-8 are read as Windows' letters (cp1252)."""
+def letters_of(cell: str) -> str:
+    """In composed form; bytes that are no UTF-8 are read as Windows' letters (cp1252)."""
     if any("\udc80" <= character <= "\udcff" for character in cell):
         cell = cell.encode("utf-8", "surrogateescape").decode("cp1252", "surrogateescape")
-    return nfc(" ".join(cell.split()))
+    return nfc(cell)
+
+
+def text_of(cell: str) -> str:
+    """One line, without characters that can't be seen."""
+    seen = (x for x in letters_of(cell) if unicodedata.category(x) != "Cf")
+    return " ".join("".join(seen).split())
 
 
 def value_of(cell: str) -> str:
-    """The text of a cell: 2 for 2.0 or 2,0, and "" for NA and the like, also for the OAI's .A and
-    `.: Missing Form`.
+    """The text of a cell: 2 for 2.0 or 2,0, 0.5 for 0,50, and "" for NA and the like, also for the
+    OAI's .A and `.: Missing Form`.
     """
     text = text_of(cell)
-    whole, coded = WHOLE_DECIMAL.fullmatch(text), CODED.fullmatch(text)
+    decimal, coded = DECIMAL.fullmatch(text), CODED.fullmatch(text)
     code = coded[1] if coded else text
     if text.lower() in MISSING or re.fullmatch(r"\.[A-Za-z]?", code):
         return ""
-    return whole[1] if whole else text
+    return f"{decimal[1]}.{decimal[2].rstrip('0')}".rstrip(".") if decimal else text
 
 
 def patient_of(cell: str) -> str:
@@ -62,7 +69,8 @@ def class_of_value(value: str, classes: Sequence[str]) -> str | None:
     """The class that a value is, or that its code or its text is: 2 or Minimal of `2: Minimal`."""
     coded = CODED.fullmatch(value)
     words = [value, *(coded.groups() if coded else ())]
-    return next((found for word in words if (found := label_of_word(word, classes))), None)
+    exact = next((found for word in words if (found := label_of_word(word, classes))), None)
+    return exact or next((x for x in classes if folded(x) == folded(words[0])), None)
 
 
 def classes_of_values(values: Iterable[str], source: str) -> list[str]:
@@ -77,7 +85,7 @@ def classes_of_values(values: Iterable[str], source: str) -> list[str]:
     for value in values:
         coded = CODED.fullmatch(value)
         code = coded[1] if coded else value
-        spellings.setdefault(code.lower(), code)
+        spellings.setdefault(folded(code), code)
     if len(spellings) < 2:
         got = ", ".join(spellings.values()) or "none"
         raise DataError(f"{source}: expected two or more different labels, got {got}")
@@ -189,7 +197,7 @@ def find_file(manifest: Path, cell: str) -> str:
     Windows' letters, behind the apostrophe that spreadsheets take away, or in the other of
     Unicode's two forms.
     """
-    written, letters = cell.strip(), text_of(cell)
+    written, letters = cell.strip(), letters_of(cell).strip()
     slashes = letters.replace("\\", "/")
     for spelling in (written, written.replace("\\", "/"), letters, slashes, f"'{written}"):
         if os.path.exists(os.path.join(manifest.parent, spelling)):

@@ -215,7 +215,9 @@ def test_paths_may_begin_elsewhere_and_lack_the_ending(tmp_path, cell):
 def test_a_path_of_several_files_is_refused_with_its_line(tmp_path):
     write_images(tmp_path, "p1/1.png", "p2/1.png")
     table = write_rows(tmp_path / "t.csv", "file,label", ["p1/1.png,x", "1.png,y"])
-    with pytest.raises(DataError, match=r"t\.csv, line 3: is the path of 2 files: p1/1\.png, p2"):
+    with pytest.raises(
+        DataError, match=r"t\.csv, line 3: is the path of 2 files: .*p1/1\.png, .*p2"
+    ):
         listed(tmp_path, table)
 
 
