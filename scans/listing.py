@@ -187,6 +187,11 @@ class Lister:
     def __init__(self, classes: list[str], options: Options = Options()):
         self.classes, self.options = classes, options
         self.pattern = compile_pattern(options.name_pattern) if options.name_pattern else None
+        if options.slices_per_scan and self.pattern and "slice" in self.pattern.pattern.groupindex:
+            text = (
+                "and the group slice of --name-pattern both tell the slices; leave one of them out"
+            )
+            raise DataError(f"--slices-per-scan {options.slices_per_scan} {text}")
         self.problems: list[Problem] = []
 
     def note(self, kind: Kind, text: str, path: str = "") -> None:
@@ -272,30 +277,35 @@ class Lister:
         if manifest.remark:
             self.note(Kind.REMARK, manifest.remark)
         found: dict[str, Record] = {}
+        base = folder_of(path, [row.path for row in manifest.rows])
         for row in manifest.rows:
             where = f"{path}, line {row.line}"
             if not row.path:
                 raise DataError(f"{where}: names no path")
-            for record in self.records_of_row(path, row, where):
+            for record in self.records_of_row(base, path.parent / row.path, row, where):
                 if found.setdefault(record.source, record) is not record:
                     raise DataError(f"{where}: {row.path} is in it twice")
         return list(found.values())
 
-    def records_of_row(self, manifest: Path, row: ManifestRow, where: str) -> list[Record]:
-        """An image, a volume, or a folder of images, which are one scan."""
+    def records_of_row(self, base: str, path: Path, row: ManifestRow, where: str) -> list[Record]:
+        """An image, a volume, or a folder of images, which are one scan. Names count below base."""
         label = label_in(row.label, self.classes, f"{where}: label")
-        file = os.path.normpath(manifest.parent / row.path)
+        file = os.path.normpath(path)
         record = Record(
             file,
-            nfc(Path(os.path.normpath(row.path)).as_posix()),
+            nfc(Path(os.path.relpath(file, base)).as_posix()),
             labels=(Told(label, LabelBy.MANIFEST),),
             patients=(Told(row.patient, PatientBy.TABLE),) if row.patient else (),
             scan=row.scan,
         )
         if is_image(os.path.basename(file)):
             return [record._replace(number=number_of(file))]
-        if os.path.isdir(file) and (images := sorted(filter(is_image, os.listdir(file)))):
+        there = os.listdir(file) if os.path.isdir(file) else []
+        if images := sorted(filter(is_image, there)):
             scan = record._replace(scan=row.scan or record.path)
+            rest = [os.path.join(file, x) for x in sorted(there) if x not in images]
+            if others := [x for x in rest if os.path.isdir(x) or is_volume(x)]:
+                self.note(Kind.REMARK, f"not read beside its images: {abridged(others)}", file)
             return [
                 scan._replace(
                     source=os.path.join(file, image),
@@ -319,6 +329,17 @@ class Lister:
                 f"their descriptions, such as --series {typed(series[0])}"
             )
         return [record._replace(volume=volumes[0])]
+
+
+def folder_of(manifest: Path, paths: list[str]) -> str:
+    """Below which the paths of a manifest say something: its own folder, or of files elsewhere the
+    folder that all have in common.
+    """
+    files = [os.path.abspath(manifest.parent / path) for path in paths]
+    own = os.path.abspath(manifest.parent)
+    if all(os.path.commonpath([own, file]) == own for file in files):
+        return own
+    return os.path.commonpath([os.path.dirname(file) for file in files])
 
 
 def number_of(image: str) -> int:

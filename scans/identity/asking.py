@@ -62,8 +62,9 @@ def ask_of_two_ways(examples: Sequence[Record]) -> str:
 
 
 def groups_of(record: Record, classes: Sequence[str]) -> dict[str, Span]:
-    """Where the groups of a pattern may be in a path: the patient begins at the first field that
-    is no class, side, visit, date or subset, and ends with the first number.
+    """Where the groups of a pattern may be in a path: the patient ends with the first number, and
+    begins before it at the first field that is no class, side, visit, date or subset. A folder that
+    stands apart before that is a site.
     """
     stem, groups, free = record.stem, {}, []
     number = None if record.volume else names.last_number(stem, None)
@@ -90,6 +91,8 @@ def groups_of(record: Record, classes: Sequence[str]) -> dict[str, Span]:
     while first > 0 and not FIELD.search(stem, free[first - 1][1], free[first][0]):
         first -= 1
     start, end = free[first][0], free[last][1]
+    if first > 0 and free[0][1] < in_name:  # a folder for a site, and another one between
+        groups["site"] = Span(stem[free[0][0] : free[0][1]], *free[0])
     return groups | {"patient": Span(stem[start:end], start, end)}
 
 

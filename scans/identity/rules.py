@@ -24,7 +24,7 @@ from scans.searching import Search
 from scans.slices import SIDES, DataError, Kind, Problem
 from scans.volumes import side_of_position
 
-GROUPS = ("patient", "scan", "label", "side", "slice")  # of --name-pattern
+GROUPS = ("patient", "site", "scan", "label", "side", "slice")  # of --name-pattern
 
 
 class Identified(NamedTuple):
@@ -94,7 +94,8 @@ def by_pattern(record: Record, context: Context) -> Record:
             record = record._replace(problem=Problem(record.source, Kind.CONTRADICTION, text))
     if "patient" in groups:
         span = names.Span(groups["patient"], *match.span("patient"))
-        record = record.with_patient(groups["patient"], PatientBy.PATTERN, span)
+        patient = "/".join(groups[name] for name in ("site", "patient") if name in groups)
+        record = record.with_patient(patient, PatientBy.PATTERN, span)
     number = groups.get("slice", "")
     if record.volume is None and number.isdecimal():
         rest = names.without(record.stem, names.Span(number, *match.span("slice")))

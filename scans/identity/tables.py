@@ -171,7 +171,8 @@ def read_manifest(path: Path, classes: Sequence[str] | None = None) -> Manifest:
     table = read_csv(path, "manifest")
     columns = columns_of(path, table)
     if columns.path is None:
-        hint = next(filter(None, (meant(word, table.columns) for word in PATH)), "")
+        near = [x for x in table.columns if difflib.get_close_matches(plain_name(x), PATH, 1, 0.7)]
+        hint = f"; if {near[0]} holds the paths, call it path" if near else ""
         raise DataError(
             f"{path}: expected columns path,label,patient,scan, got {','.join(table.columns)}{hint}"
         )

@@ -200,3 +200,24 @@ def test_series_folders_of_the_oai_are_scans_and_the_folder_above_them_is_refuse
             assert {(s.patient, s.label) for s in found} == {("9000001", "0"), ("9000002", "1")}
     with pytest.raises(DataError, match=r"20040101: no image and no volume.*m\.csv, line 2\)"):
         list_labelled(path)
+
+
+def test_folders_above_files_that_lie_elsewhere_say_nothing(tmp_path):
+    """Neither case1 nor left, whichever way the manifest writes its paths."""
+    files = tmp_path / "left" / "case1" / "im"
+    write_images(files, "anna_1.png", "bob_2.png")
+    for start in (f"{files}", "../left/case1/im"):
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        path = tmp_path / "lists" / "m.csv"
+        path.write_text(f"path,label\n{start}/anna_1.png,right\n{start}/bob_2.png,left\n")
+        listing = list_slices(path)
+        assert {s.patient for s in listing.slices} == {""} and not listing.of_kind(Kind.REMARK)
+
+
+def test_what_lies_beside_the_images_of_a_folder_is_said(tmp_path):
+    write_images(tmp_path, "k1/1.png", "k1/2.png", "k1/late/1.png", "k2/1.png")
+    np.save(tmp_path / "k2" / "v.npy", np.zeros((6, 4, 4), np.uint8))
+    path = tmp_path / "m.csv"
+    path.write_text("path,label,patient\nk1,left,p1\nk2,right,p2\n")
+    text = "\n".join(map(str, list_slices(path).problems))
+    assert "late" in text and "v.npy" in text and "not read beside its images" in text

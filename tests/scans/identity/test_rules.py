@@ -348,3 +348,23 @@ def test_pattern_reads_a_subfolder_of_its_data_as_the_whole(tmp_path):
     file = list_slices([tmp_path / sites[0]], options=options).slices
     assert len(part) == 4 and [whole[s.source] for s in part] == part
     assert file == [whole[str(tmp_path / sites[0])]]
+
+
+def test_sites_above_folders_of_classes_are_told_by_the_printed_pattern():
+    paths = [
+        f"{site}/{side}/p{p}_1.png"
+        for site in ("aarhus", "bergen")
+        for side in SIDES
+        for p in (1, 2)
+    ]
+    pattern = re.search(r"--name-pattern '(.*)'", told(paths).question)[1]
+    assert "(?P<site>" in pattern
+    found = told(paths, name_pattern=pattern)
+    assert set(patients(found).values()) == {"aarhus/p1", "aarhus/p2", "bergen/p1", "bergen/p2"}
+
+
+def test_slices_per_scan_beside_a_group_for_slices_is_refused(tmp_path):
+    write_images(tmp_path, "left/p1_1.png")
+    options = Options(r"(?P<patient>p\d)_(?P<slice>\d)", slices_per_scan=2)
+    with pytest.raises(DataError, match="leave one of them out"):
+        list_slices(tmp_path, options=options)
