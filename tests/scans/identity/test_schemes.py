@@ -151,12 +151,13 @@ def join(
 
 def record_of(file: File, scheme: Scheme) -> Record:
     if scheme.are_images:
-        return Record(file.path, file.path)
+        return Record(f"/data/{file.path}", file.path)
     slicing = Slicing((2, 1, 0), (False,) * 3, 8, 8, 8)
     geometry = (8, 8, 8), (1, 1, 1), (0, 0, 0), np.eye(3)
     tags = {"patient": scheme.patients[file.patient]} if scheme.in_dicom else {}
     header = *geometry, 1, 8, frozenset([file.side]), tags
-    return Record(file.path, file.path, Volume(file.path, (file.path,), *header, slicing=slicing))
+    source = f"/data/{file.path}"
+    return Record(source, file.path, Volume(source, (source,), *header, slicing=slicing))
 
 
 # ---- tables --------------------------------------------------------------------------------------
