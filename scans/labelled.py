@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.files import abridged, abridged_lines
 from common.program import MissingPackage, counted
-from scans.identity.names import are_sides, patient_part, says_nothing_of_patients
+from scans.identity.names import are_sides, free_parts, patient_part
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
 from scans.series import check_one_sequence, check_series_used, is_volume, merge_alike
@@ -238,6 +238,6 @@ def folders_like_classes(root: Path, paths: list[str]) -> list[str]:
         folders
         for folders in levels.values()
         if len(folders) in CLASS_FOLDERS
-        and not any(says_nothing_of_patients(x, ()) or patient_part(x) for x in folders)
+        and all(free_parts(x, ()) and not patient_part(x) for x in folders)
     ]
     return sorted(min(found, key=len, default=[]), key=natural_order)

@@ -11,14 +11,12 @@ from itertools import pairwise
 from common.files import abridged
 from common.program import counted, printable, typed
 from scans.identity import names
-from scans.identity.names import VISIT_OR_DATE, Span
+from scans.identity.names import Span
 from scans.identity.records import Context, Record
 
 TABLES = "docs/data.md#tables"
 FORMS, EXAMPLES = 3, 3
 RUN = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # letters, digits, or what stands between them
-FIELD = re.compile(r"[^\W_]+")  # between separators
-GLUED_SIDE = re.compile(r".*\d[lr]", re.IGNORECASE)
 
 
 def ask(unknown: list[Record], shared: dict[str, list[str]], context: Context) -> str:
@@ -66,21 +64,11 @@ def groups_of(record: Record, classes: Sequence[str]) -> dict[str, Span]:
     begins before it at the first field that is no class, side, visit, date or subset. A folder that
     stands apart before that is a site.
     """
-    stem, groups, free = record.stem, {}, []
+    stem = record.stem
     number = None if record.volume else names.last_number(stem, None)
-    dates = [match.span() for match in VISIT_OR_DATE.finditer(stem)]
-    in_name = stem.rfind("/") + 1
-    for start, end in (match.span() for match in FIELD.finditer(stem)):
-        text = stem[start:end]
-        if any(first <= start and end <= last for first, last in dates):
-            continue
-        is_folder = start < in_name and names.says_nothing_of_patients(text, classes)
-        if GLUED_SIDE.fullmatch(text):  # 12L
-            end -= 1
-        elif is_folder or names.label_of_word(text, classes) or names.side_in(text):
-            continue
-        if not (number and start <= number.start < end):
-            free.append((start, end))
+    free = [part[1:] for part in names.free_parts(stem, classes)]
+    free = [x for x in free if not (number and x[0] <= number.start < x[1])]
+    groups, in_name = {}, stem.rfind("/") + 1
     if number:
         groups["slice"] = number
     if not free:  # nothing but the number of a slice, or of a patient
@@ -88,7 +76,7 @@ def groups_of(record: Record, classes: Sequence[str]) -> dict[str, Span]:
         free = [number[1:] if number else (0, len(stem))]
     with_number = (i for i, (start, end) in enumerate(free) if re.search(r"\d", stem[start:end]))
     last = first = next(with_number, 0)
-    while first > 0 and not FIELD.search(stem, free[first - 1][1], free[first][0]):
+    while first > 0 and not names.PART.search(stem, free[first - 1][1], free[first][0]):
         first -= 1
     start, end = free[first][0], free[last][1]
     if first > 0 and free[0][1] < in_name:  # a folder for a site, and another one between

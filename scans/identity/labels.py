@@ -22,7 +22,7 @@ from typing import NamedTuple
 from common.files import abridged
 from common.program import counted, typed
 from common.tables import Table, plain_name, read_csv
-from scans.identity.names import folded, last_number, nfc, patient_key, unexplained
+from scans.identity.names import folded, last_number, nfc, others_in, patient_key
 from scans.identity.records import Answer, LabelBy, PatientBy, Record, Told
 from scans.identity.tables import (
     LABEL,
@@ -366,7 +366,7 @@ def why_unclear(keys: Container[str], records: Sequence[Record], classes: Sequen
         for name, part in parts_of(record).items():
             if name in keys and part.is_key:
                 levels.setdefault(part.level, record.path)
-                above[name].add(unexplained(part.above, classes))
+                above[name].add(others_in(part.above, classes))
     if len(levels) > 1:
         return f"values stand at different places of the paths: {abridged(sorted(levels.values()))}"
     sites = ((name, sorted(folders)) for name, folders in above.items() if len(folders) > 1)

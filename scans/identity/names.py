@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from scans.slices import SIDES
 from scans.splits import SUBSET_FOLDERS
@@ -51,11 +52,10 @@ VISIT = (
 )
 # Numbers in these count no slices, and folders that are nothing else tell no patient.
 VISIT_OR_DATE = re.compile(rf"(?<![^\W_])(?:{DATE}|{VISIT})(?![^\W_])", re.IGNORECASE)
-# Beside the OAI's digits these are nobody: visits, dates, series, barcodes, sites such as 0.C.2.
-EXPLAINED = re.compile(
-    rf"{VISIT_OR_DATE.pattern}|(?<!\d)(?:\d{{8}}|0?166\d{{8}})(?!\d)|\b\d\.[A-Z]\.\d\b",
-    re.IGNORECASE,
-)
+# Beside the OAI's digits these are nobody: series, barcodes, sites such as 0.C.2.
+OAI_NUMBER = r"(?<!\d)(?:\d{8}|0?166\d{8})(?!\d)|\b\d\.[A-Z]\.\d\b"
+NEVER = r"(?!)"
+PART = re.compile(r"[^\W_]+")  # between separators
 
 
 class Identity(NamedTuple):
@@ -113,12 +113,6 @@ def label_of_folder(folder: str, classes: Sequence[str]) -> str | None:
     return label
 
 
-def says_nothing_of_patients(folder: str, classes: Sequence[str]) -> bool:
-    """Whether a folder is a class, a subset such as train, or a visit or date."""
-    is_subset = folder.lower() in SUBSET_FOLDERS
-    return bool(is_subset or VISIT_OR_DATE.fullmatch(folder) or label_of_folder(folder, classes))
-
-
 # ---- patients ------------------------------------------------------------------------------------
 
 
@@ -140,15 +134,30 @@ def oai_patient(stem: str) -> Span | None:
     return found.popitem()[1] if len(found) == 1 else None
 
 
-def unexplained(text: str, classes: Sequence[str]) -> str:
-    """What is left of a path without sides, visits, dates, OAI series, and folders that are
-    called like a class or a subset: what may be a person or a site.
+@cache
+def explained(classes: tuple[str, ...], more: str) -> re.Pattern:
+    """Sides, visits, dates, subsets such as train, and words for classes; of classes that are
+    numbers only whole folders.
     """
-    for pattern in (EXPLAINED, SIDE_WORD, SIDE_LETTER):
-        text = pattern.sub("_", text)
-    folders = [x.strip("_-. ").lower() for x in text.split("/")]
-    explained = {"", *SUBSET_FOLDERS, *(label.lower() for label in classes)}
-    return "/".join(x for x in folders if x not in explained)
+    words = "|".join(re.escape(x) for x in (*SUBSET_FOLDERS, *classes) if not x.isdecimal())
+    folders = "|".join(map(re.escape, classes)) or "left"
+    return re.compile(
+        rf"{VISIT_OR_DATE.pattern}|{SIDE_WORD.pattern}|{SIDE_LETTER.pattern}|(?<=\d)[lr](?![^\W_])"
+        rf"|(?<![^\W_])(?:{words})(?![^\W_])|(?<![^/])(?:{folders})(?=/)|{more}",
+        re.IGNORECASE,
+    )
+
+
+def free_parts(path: str, classes: Sequence[str]) -> list[Span]:
+    """What stands between separators, and is nothing that is `explained`: a person, a site, ..."""
+    bare = explained(tuple(classes), NEVER).sub(lambda match: "_" * len(match[0]), path)
+    return [Span(match[0], *match.span()) for match in PART.finditer(bare)]
+
+
+def others_in(path: str, classes: Sequence[str], more: str = NEVER) -> str:
+    """What is left of a path without what is `explained`: what may be a person or a site."""
+    bare = explained(tuple(classes), more).sub("_", path).lower()
+    return "/".join(filter(None, (folder.strip("_-. ") for folder in bare.split("/"))))
 
 
 def patient_part(stem: str) -> Span | None:
@@ -188,8 +197,7 @@ def without(stem: str, span: Span) -> str:
 
 def normalised_scan(stem: str, label: str) -> str:
     """The same, with folders that are called like the label in one spelling."""
-    parts = [label if part.lower() == label.lower() else part for part in stem.split("/")]
-    return "/".join(parts)
+    return "/".join(label if x.lower() == label.lower() else x for x in stem.split("/"))
 
 
 # ---- names that tell all -------------------------------------------------------------------------
@@ -205,7 +213,7 @@ def own_name(name: str, is_volume: bool, classes: Sequence[str]) -> Identity | N
         label = label_of_word(match["side"], classes) or ""
         return Identity(label, match["patient"].upper(), match["scan"], int(match["number"]))
     if not is_volume and (match := WRITTEN_NAME.fullmatch(stem)):
-        patient, scan, word = (decode_name(match[x]) for x in ("patient", "scan", "label"))
+        patient, scan, word = (unquote(match[x]) for x in ("patient", "scan", "label"))
         return Identity(label_of_word(word, classes) or "", patient, scan, int(match["number"]))
     return None
 
@@ -227,7 +235,3 @@ def written_name(identity: Identity, classes: Sequence[str]) -> str:
 def encode_name(text: str) -> str:
     """Percent signs for what file names can't hold on every system."""
     return NOT_IN_NAMES.sub(lambda match: f"%{ord(match[0]):02X}", text)
-
-
-def decode_name(text: str) -> str:
-    return re.sub(r"%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), text)

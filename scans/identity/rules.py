@@ -257,7 +257,9 @@ def without_doubtful_digits(records: list[Record], context: Context) -> list[Rec
     for record in records:
         if record.way == PatientBy.OAI:
             span, stem = record.patient_span, record.stem
-            rest = names.unexplained(stem[: span.start] + stem[span.end :], context.classes)
+            rest = names.others_in(
+                stem[: span.start] + stem[span.end :], context.classes, names.OAI_NUMBER
+            )
             others[record.patient].add(rest)
     if len(others) < 2 or set.intersection(*others.values()):
         return records
@@ -279,7 +281,7 @@ def without_shared_words(
     for record in records:
         if record.way == PatientBy.WORD:
             path = record.scan if record.is_written else record.path
-            above = names.unexplained(path[: record.patient_span.start], context.classes)
+            above = names.others_in(path[: record.patient_span.start], context.classes)
             folders[names.patient_key(record.patient)].add(above)
     shared = {patient: sorted(of) for patient, of in folders.items() if len(of) > 1}
     if not shared:
