@@ -18,11 +18,11 @@ from common.program import MissingPackage, counted, typed
 from common.quiet import quiet_libraries
 from scans import names
 from scans.dicom import problem_of
-from scans.identity.labels import Labels, read_labels
+from scans.identity.labels import Labels, LabelTable, Row, read_labels, read_manifest
 from scans.identity.names import last_number, nfc
 from scans.identity.records import Context, LabelBy, PatientBy, Record, Told
 from scans.identity.rules import Identified, compile_pattern, identify
-from scans.identity.tables import ManifestRow, label_in, read_manifest
+from scans.identity.tables import find_file
 from scans.names import is_image, natural_order
 from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume, open_volumes
 from scans.slices import (
@@ -69,17 +69,21 @@ def list_slices(
         if getattr(options, flag) and not options.labels:
             text = f"--{flag.replace('_', '-')} {getattr(options, flag)}"
             raise DataError(f"{text}: a column of which table? name it as --labels")
-    usual = classes if classes is not None else classes_without_tables(paths)
+    paths = list(with_standard_input(paths))
+    manifests = {path: read_manifest(Path(path)) for path in paths if is_manifest(path)}
+    usual = classes if classes is not None else SIDES
+    if classes is None and len(paths) == len(manifests) == 1:
+        usual = manifests[paths[0]].classes()
     tables = read_labels(options, classes, usual) if options.labels else None
     classes = check_classes(tables.classes if tables else usual)
 
     lister = Lister(classes, options)
     groups, files = [], []  # what is named together
-    for path in with_standard_input(paths):
-        if os.path.isdir(path):
+    for path in paths:
+        if path in manifests:
+            groups.append((path, lister.read_manifest(manifests[path])))
+        elif os.path.isdir(path):
             groups.append((path, lister.read_folder(Path(path))))
-        elif is_manifest(path):
-            groups.append((path, lister.read_manifest(Path(path))))
         else:
             files += lister.read_file(path)
     slices, ways, records = [], [], []
@@ -102,13 +106,6 @@ def list_slices(
         record.label and record.way in (PatientBy.OAI, PatientBy.WORD) for record in records
     )
     return Listing(slices, problems, classes, ", ".join(dict.fromkeys(ways)), is_by_name)
-
-
-def classes_without_tables(paths: Sequence[str]) -> Sequence[str]:
-    """Those that one manifest tells, or left and right."""
-    if len(paths) == 1 and is_manifest(paths[0]):
-        return read_manifest(Path(paths[0])).classes
-    return SIDES
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -266,35 +263,32 @@ class Lister:
             self.note(Kind.PACKAGE, str(error), path)
         return []
 
-    def read_manifest(self, path: Path) -> list[Record]:
+    def read_manifest(self, manifest: LabelTable) -> list[Record]:
         """The images and volumes of a manifest; their paths are relative to its folder.
 
-        Raises:
-            UserError: it is no table; as DataError a column is missing, or a row can't be used (it
-                is named by its line).
+        Raises DataError for a row that can't be used, named by its line.
         """
-        manifest = read_manifest(path, self.classes)
-        if manifest.remark:
-            self.note(Kind.REMARK, manifest.remark)
+        path = manifest.path
+        if remark := manifest.note_on_patients():
+            self.note(Kind.REMARK, remark)
+        rows = manifest.read_rows(self.classes)
+        if nameless := [row for row in rows if not row.key]:
+            raise DataError(f"{nameless[0]}: names no path")
+        files = [os.path.normpath(find_file(path.parent, row.key)) for row in rows]
         found: dict[str, Record] = {}
-        base = folder_of(path, [row.path for row in manifest.rows])
-        for row in manifest.rows:
-            where = f"{path}, line {row.line}"
-            if not row.path:
-                raise DataError(f"{where}: names no path")
-            for record in self.records_of_row(base, path.parent / row.path, row, where):
+        base = folder_of(path, files)
+        for row, file in zip(rows, files, strict=True):
+            for record in self.records_of_row(base, file, row):
                 if found.setdefault(record.source, record) is not record:
-                    raise DataError(f"{where}: {row.path} is in it twice")
+                    raise DataError(f"{row}: {row.key} is in it twice")
         return list(found.values())
 
-    def records_of_row(self, base: str, path: Path, row: ManifestRow, where: str) -> list[Record]:
+    def records_of_row(self, base: str, file: str, row: Row) -> list[Record]:
         """An image, a volume, or a folder of images, which are one scan. Names count below base."""
-        label = label_in(row.label, self.classes, f"{where}: label")
-        file = os.path.normpath(path)
         record = Record(
             file,
             nfc(Path(os.path.relpath(file, base)).as_posix()),
-            labels=(Told(label, LabelBy.MANIFEST),),
+            labels=(Told(row.label, LabelBy.MANIFEST),),
             patients=(Told(row.patient, PatientBy.TABLE),) if row.patient else (),
             scan=row.scan,
         )
@@ -320,12 +314,12 @@ class Lister:
             self.problems.append(problem_of(error))
             return []
         except VolumeError as error:
-            self.note(Kind.UNREADABLE, f"{error.text} ({where})", file)
+            self.note(Kind.UNREADABLE, f"{error.text} ({row})", file)
             return []
         if len(volumes) > 1:
             series = [volume.description or volume.source for volume in volumes]
             raise DataError(
-                f"{where}: {row.path} holds {len(volumes)} series: {abridged(series)}; choose by "
+                f"{row}: {row.key} holds {len(volumes)} series: {abridged(series)}; choose by "
                 f"their descriptions, such as --series {typed(series[0])}"
             )
         return [record._replace(volume=volumes[0])]
@@ -335,8 +329,7 @@ def folder_of(manifest: Path, paths: list[str]) -> str:
     """Below which the paths of a manifest say something: its own folder, or of files elsewhere the
     folder that all have in common.
     """
-    files = [os.path.abspath(manifest.parent / path) for path in paths]
-    own = os.path.abspath(manifest.parent)
+    files, own = list(map(os.path.abspath, paths)), os.path.abspath(manifest.parent)
     if all(os.path.commonpath([own, file]) == own for file in files):
         return own
     return os.path.commonpath([os.path.dirname(file) for file in files])

@@ -1,5 +1,6 @@
-"""--labels: tables with a label for each patient, scan or file, beside data that tells none.
+"""Manifests, and --labels: tables with a label for each patient, scan or file.
 
+    read_manifest(Path("knees.csv")).read_rows(SIDES)[0]  # Row(..., 2, "a/1.png", "left", ...)
     labels = read_labels(options, classes=None, usual=SIDES)
     records = labels.tell(records, sides)             # rows by patient, path, or --label-key
     records = labels.correct(records, prefix)         # rows by the names of scans
@@ -37,11 +38,13 @@ from scans.identity.tables import (
     columns_of,
     label_in,
     letters_of,
+    meant,
     patient_of,
     value_of,
 )
 from scans.slices import SIDES, DataError, Kind, Options, Problem
 
+OF_LABELS = "table of labels"
 NO_HEADER = ["file's name", "label"]  # what the columns of a table without a header are called
 SHORT = 4  # digits of a number that may count anything
 SEPARATORS = re.compile(r"[\W_]+")
@@ -53,11 +56,11 @@ NO_SIDE = "their rows are one a side, and nothing tells their side"
 
 
 class Row(NamedTuple):
-    """A row of a table of labels; "" is what it doesn't tell."""
+    """A row of a manifest or a table of labels; "" is what it doesn't tell."""
 
     table: str
     line: int
-    key: str  # by which it is found, as it is compared
+    key: str  # by which it is found, as it is compared; of a manifest the path
     label: str
     side: str
     patient: str
@@ -68,15 +71,16 @@ class Row(NamedTuple):
 
 
 class LabelTable:
-    """A table of labels, and by which of its columns rows are found.
+    """A manifest or a table of labels, and by which of its columns rows are found.
 
     by: "path", "scan", "patient", "stem", "key" (--label-key); "" where no column says it.
     """
 
-    def __init__(self, path: Path, options: Options):
+    def __init__(self, path: Path, options: Options, what: str = OF_LABELS):
         self.path = path
-        self.table: Table = read_csv(path, "table of labels", header_if_none)
+        self.table: Table = read_csv(path, what, header_if_none if what == OF_LABELS else None)
         self.columns: Columns = columns_of(path, self.table, options.label_column)
+        self.has_sides = what == OF_LABELS and self.columns.side not in (None, self.columns.label)
         self.by, self.column = self.found_by(options.label_key)
         self.index: dict[str, list[Row]] = defaultdict(list)
         self.rows: list[Row] = []
@@ -102,31 +106,45 @@ class LabelTable:
         """Of the labels, as they are written."""
         return [value_of(row.cells[self.columns.label]) for row in self.table.rows]
 
-    def read_rows(self, classes: Sequence[str]) -> None:
+    def classes(self) -> list[str]:
+        """All labels in natural order; left and right if these are sides."""
+        is_of_sides = self.columns.label == self.columns.side
+        return list(SIDES) if is_of_sides else classes_of_values(self.values(), f"{self.path}")
+
+    def note_on_patients(self) -> str:
+        """On a column of a manifest that may tell the patient; "" if there is none."""
+        unclear = [x for x in self.table.columns_called(*MAY_BE_PATIENT) if x not in self.columns]
+        if self.columns.patient or not unclear:
+            return ""
+        column = abridged(unclear)
+        return f"{self.path}: no column is called patient; if {column} tells it, call it so"
+
+    def read_rows(self, classes: Sequence[str]) -> list[Row]:
         """Raises DataError for a label that is no class, and for a key of two labels."""
         told: dict[tuple[str, str], Row] = {}
         for line, cells in self.table.rows if self.by else ():
             row = self.read_row(line, cells, classes)
-            same = [(row.key, row.side)] if row.key and row.label else []
-            first = next((told.setdefault(key, row) for key in same), row)
-            person = told.setdefault((row.key, "patient"), row) if row.patient else row
-            for other, what in ((first, "label"), (person, "patient")):
-                says, of = getattr(row, what), getattr(other, what)
-                if says != of:
-                    raise DataError(
-                        f"{other} says {of}, {row} says {says} of the same {self.column}: "
-                        f"{row.key}; expected one {what} for each (or --label-key for others)"
-                    )
             self.rows.append(row)
-            if row.key:
-                key = row.key.rpartition("/")[2] if self.by == "path" else row.key
-                self.index[key].append(row)
+            if not row.key:
+                continue
+            for what, part in (("label", row.side), ("patient", "patient")):
+                says = getattr(row, what)
+                first = told.setdefault((row.key, part), row) if says else row
+                if getattr(first, what) != says:
+                    raise DataError(
+                        f"{first} says {getattr(first, what)}, {row} says {says} of the same "
+                        f"{self.column}: {row.key}; expected one {what} for each (or --label-key "
+                        "for others)"
+                    )
+            key = row.key.rpartition("/")[2] if self.by == "path" else row.key
+            self.index[key].append(row)
+        return self.rows
 
     def read_row(self, line: int, cells: dict[str, str], classes: Sequence[str]) -> Row:
         where, columns = f"{self.path}, line {line}:", self.columns
         label = label_in(value_of(cells[columns.label]), classes, f"{where} {columns.label}")
         side = patient = scan = ""
-        if columns.side not in (None, columns.label):
+        if self.has_sides:
             side = value_of(cells[columns.side])
             side = "" if side.rpartition(":")[2].strip().lower() in BOTH else side
             side = label_in(side, SIDES, f"{where} {columns.side}")
@@ -315,14 +333,12 @@ class Labels:
             notes += [f"{table.path}: {empty:,} {of} label"] if empty else []
             if lonely == len(table.rows):
                 notes += table.hint(records, self.classes)
-        of = ", ".join(f"{table.path}" for table in self.of_scans)
         scans = {x.corrected[0]: x for x in answers if x.corrected and x.corrected[1] != x.label}
-        if changed := [f"{scan} is {x.label}" for scan, x in scans.items() if x.label]:
+        if scans:
+            of = ", ".join(f"{table.path}" for table in self.of_scans)
+            changed = [f"{scan} is {x.label or 'without a label'}" for scan, x in scans.items()]
             count = counted(len(changed), "scan")
             notes.append(f"{of}: changes the label of {count}: {abridged(changed)}")
-        if taken := [scan for scan, x in scans.items() if not x.label]:
-            count = counted(len(taken), "scan")
-            notes.append(f"{of}: takes the label of {count} away: {abridged(taken)}")
         for reason in (NO_ROW, NO_LABEL, OTHER_SIDE, NO_SIDE):
             if of := [x for x in records if x.answer and x.answer.reason == reason]:
                 people = {x.patient for x in of} - {""}
@@ -379,6 +395,17 @@ def is_path_of(path: str, record: Record) -> bool:
     wanted = f"/{os.path.normpath(path).strip('/')}"
     ending = record.path[len(record.stem) :]
     return file.endswith(wanted) or file.removesuffix(ending).endswith(wanted)
+
+
+def read_manifest(path: Path) -> LabelTable:
+    """A table whose rows name files. Raises UserError, as DataError where a column is missing."""
+    table = LabelTable(path, Options(), "manifest")
+    if table.by == "path":
+        return table
+    near = [x for x in table.table.columns if meant(x, PATH)]
+    hint = f"; if {near[0]} holds the paths, call it path" if near else ""
+    got = ",".join(table.table.columns)
+    raise DataError(f"{path}: expected columns path,label,patient,scan, got {got}{hint}")
 
 
 def read_labels(options: Options, classes: Sequence[str] | None, usual: Sequence[str]) -> Labels:

@@ -1,9 +1,10 @@
-"""What the cells and columns of people's tables mean, and manifests.
+"""What the cells and columns of people's tables mean.
 
-    read_manifest(Path("knees.csv")).rows[0]  # ManifestRow(2, "a/1.png", "left", "p1", scan="")
     value_of("2,0") == "2"; value_of("NA") == ""
+    columns_of(path, table).patient  # "Patient ID"
+    find_file(folder, "größe.png")   # as the disk has it
 
-Tables of labels by patient, scan or path: labels.py.
+Whole tables: labels.py.
 """
 
 import difflib
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import abridged
-from common.tables import Table, plain_name, read_csv
+from common.tables import Table, plain_name
 from scans.identity.names import folded, label_of_word, nfc
 from scans.names import natural_order
 from scans.slices import SIDES, DataError
@@ -144,69 +145,13 @@ def columns_of(path: Path, table: Table, label_column: str | None = None) -> Col
     return Columns(only(PATH, "path"), label, only(PATIENT, "patient"), only(SCAN, "scan"), side)
 
 
-# ---- manifests -----------------------------------------------------------------------------------
-
-
-class ManifestRow(NamedTuple):
-    """One file, and what a manifest tells of it; "" is what it doesn't."""
-
-    line: int
-    path: str  # relative to the manifest's folder, or absolute
-    label: str
-    patient: str
-    scan: str
-
-
-class Manifest(NamedTuple):
-    rows: list[ManifestRow]
-    classes: list[str]  # all labels; left and right if these are sides
-    remark: str  # on a column that may tell the patient; "" if there is none
-
-
-def read_manifest(path: Path, classes: Sequence[str] | None = None) -> Manifest:
-    """A table with columns path and label (or side), and where they are known patient and scan.
-
-    Raises UserError (or DataError) if it is no table, or a column is missing or there twice.
+def find_file(folder: Path, path: str) -> str:
+    """A path below a folder as the disk has it, where only Unicode's form or the bytes of letters
+    differ (see `letters_of`); as it was given if there is none.
     """
-    table = read_csv(path, "manifest")
-    columns = columns_of(path, table)
-    if columns.path is None:
-        near = [x for x in table.columns if difflib.get_close_matches(plain_name(x), PATH, 1, 0.7)]
-        hint = f"; if {near[0]} holds the paths, call it path" if near else ""
-        raise DataError(
-            f"{path}: expected columns path,label,patient,scan, got {','.join(table.columns)}{hint}"
-        )
-    rows = []
-    for line, row in table.rows:
-        patient = patient_of(row[columns.patient]) if columns.patient else ""
-        scan = value_of(row[columns.scan]) if columns.scan else ""
-        label = value_of(row[columns.label])
-        rows.append(ManifestRow(line, find_file(path, row[columns.path]), label, patient, scan))
-    unclear = [x for x in table.columns_called(*MAY_BE_PATIENT) if x not in columns]
-    remark = ""
-    if unclear and not columns.patient:
-        remark = f"{path}: no column is called patient; if {abridged(unclear)} tells it, call it so"
-    if classes is None and columns.label == columns.side:
-        classes = SIDES
-    elif classes is None:
-        classes = classes_of_values((row.label for row in rows), f"{path}")
-    return Manifest(rows, list(classes), remark)
-
-
-def find_file(manifest: Path, cell: str) -> str:
-    """A path as it is written, if there is such a file; else with slashes for backslashes, with
-    Windows' letters, behind the apostrophe that spreadsheets take away, or in the other of
-    Unicode's two forms.
-    """
-    written, letters = cell.strip(), letters_of(cell).strip()
-    slashes = letters.replace("\\", "/")
-    for spelling in (written, written.replace("\\", "/"), letters, slashes, f"'{written}"):
-        if os.path.exists(os.path.join(manifest.parent, spelling)):
-            return spelling
-    found = ""
-    for part in Path(slashes).parts:
-        folder = os.path.join(manifest.parent, found)
-        is_there = os.path.exists(os.path.join(folder, part)) or not os.path.isdir(folder)
-        there = [] if is_there else os.listdir(folder)
-        found = os.path.join(found, next((x for x in there if nfc(x) == part), part))
+    found = os.fspath(folder)
+    for part in Path(path).parts:
+        is_there = os.path.exists(os.path.join(found, part)) or not os.path.isdir(found)
+        names = [] if is_there else os.listdir(found)
+        found = os.path.join(found, next((x for x in names if letters_of(x) == part), part))
     return found

@@ -85,7 +85,7 @@ def test_manifest_tells_its_own_classes_in_natural_order(tmp_path, column, words
 
 def test_column_side_of_a_manifest_means_left_and_right_alone(tmp_path):
     path = write_manifest(tmp_path, "path,side\na.png,normal\nb.png,abnormal\n")
-    with pytest.raises(DataError, match="line 2: label must be left or right, got 'normal'"):
+    with pytest.raises(DataError, match="line 2: side must be left or right, got 'normal'"):
         list_labelled(path)
     path = write_manifest(
         tmp_path, "path,label,side,patient\na.png,normal,l,s\nb.png,abnormal,l,t\n"

@@ -9,15 +9,13 @@ from csv_files import DIALECTS, damaged_ones
 
 from common.program import UserError
 from common.tables import Table
-from scans.identity.labels import read_labels
+from scans.identity.labels import read_labels, read_manifest
 from scans.identity.tables import (
-    ManifestRow,
     class_of_value,
     classes_of_values,
     columns_of,
     label_in,
     patient_of,
-    read_manifest,
     value_of,
 )
 from scans.slices import SIDES, DataError, Options
@@ -141,20 +139,20 @@ def test_columns_that_lack_or_compete_are_named(header, column, message):
 def test_manifests_and_labels_in_every_dialect_tell_the_same(tmp_path, name):
     path = write(tmp_path, DIALECTS[name])
     manifest = read_manifest(path)
-    assert [row[1:] for row in manifest.rows] == [
-        ("a/1.png", "left", "p1", ""),
-        ("größe 2.png", "right", "p2", ""),
+    of_manifest = manifest.read_rows(SIDES)
+    assert [(x.key, x.label, x.patient) for x in of_manifest] == [
+        ("a/1.png", "left", "p1"),
+        ("größe 2.png", "right", "p2"),
     ]
     labels = read_labels(Options(labels=[path]), None, SIDES)
     rows = [row for table in labels.tables for row in table.rows]
-    assert [row.line for row in rows] == [row.line for row in manifest.rows]
-    assert [(x.key, x.label, x.patient) for x in rows] == [x[1:4] for x in manifest.rows]
-    assert labels.classes == manifest.classes == ["left", "right"]
+    assert rows == of_manifest and labels.classes == manifest.classes() == ["left", "right"]
 
 
 def test_rows_without_path_or_label_are_there_for_who_names_their_line(tmp_path):
-    rows = read_manifest(write(tmp_path, 'path,label\n,"l\n"\na.png\nb.png,r\n\n')).rows
-    assert rows[:2] == [ManifestRow(2, "", "l", "", ""), ManifestRow(4, "a.png", "", "", "")]
+    manifest = read_manifest(write(tmp_path, 'path,label\n,"l\n"\na.png\nb.png,r\n\n'))
+    rows = manifest.read_rows(SIDES)[:2]
+    assert [(x.line, x.key, x.label) for x in rows] == [(2, "", "left"), (4, "a.png", "")]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_damaged_tables_are_read_or_refused_in_one_line(tmp_path, of):
         path = write(tmp_path, content)
         try:
             if of == "manifest":
-                read_manifest(path)
+                read_manifest(path).read_rows(SIDES)
             else:
                 read_labels(Options(labels=[path], label_column="V00XRKL"), None, SIDES)
             outcomes["read"] += 1
