@@ -317,11 +317,12 @@ class Lister:
             self.note(Kind.UNREADABLE, f"{error.text} ({row})", file)
             return []
         if len(volumes) > 1:
-            series = [volume.description or volume.source for volume in volumes]
-            raise DataError(
-                f"{row}: {row.key} holds {len(volumes)} series: {abridged(series)}; choose by "
-                f"their descriptions, such as --series {typed(series[0])}"
-            )
+            named = [volume.description for volume in volumes if volume.description]
+            series = abridged(named or [volume.source for volume in volumes])
+            advice = "move each into a folder of its own"
+            if named:
+                advice = f"choose by their descriptions, such as --series {typed(named[0])}"
+            raise DataError(f"{row}: {row.key} holds {len(volumes)} series: {series}; {advice}")
         return [record._replace(volume=volumes[0])]
 
 

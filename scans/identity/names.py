@@ -9,7 +9,6 @@ Paths have slashes, are below the data folder, and are in Unicode's composed for
 of docs/data.md about names is a regular expression here.
 """
 
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -208,7 +207,7 @@ def own_name(name: str, is_volume: bool, classes: Sequence[str]) -> Identity | N
 
     The label is "" where the word for it is none of the classes. None: any other name.
     """
-    stem = f"{name}_0" if is_volume else os.path.splitext(name)[0]
+    stem = f"{name}_0" if is_volume else name.rpartition(".")[0]
     if match := AKOA_NAME.fullmatch(stem):
         label = label_of_word(match["side"], classes) or ""
         return Identity(label, match["patient"].upper(), match["scan"], int(match["number"]))
@@ -216,11 +215,6 @@ def own_name(name: str, is_volume: bool, classes: Sequence[str]) -> Identity | N
         patient, scan, word = (unquote(match[x]) for x in ("patient", "scan", "label"))
         return Identity(label_of_word(word, classes) or "", patient, scan, int(match["number"]))
     return None
-
-
-def is_written(name: str) -> bool:
-    """Whether --write-slices writes such names."""
-    return name.startswith("patient=") and bool(WRITTEN_NAME.fullmatch(os.path.splitext(name)[0]))
 
 
 def written_name(identity: Identity, classes: Sequence[str]) -> str:

@@ -125,7 +125,7 @@ def by_own_name(record: Record, context: Context) -> Record:
     identity = names.own_name(name, record.volume is not None, context.classes)
     if identity is None:
         return record
-    is_written = names.is_written(name)
+    is_written = name.startswith("patient=")
     labels, patients = record.labels, record.patients
     if identity.patient:
         by = PatientBy.WRITTEN if is_written else PatientBy.AKOA
