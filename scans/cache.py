@@ -24,11 +24,11 @@ from common.quiet import quiet_libraries
 from common.room import free_space, memory
 from common.signals import orderly
 from common.threads import in_threads
-from scans.images import COLOUR, DecodedImage, ImageError, bit_depth, read_image, resize, to_grey
+from scans.images import COLOUR, DecodedImage, ImageError, bit_depth, read_image, resize
 from scans.slices import DataError, Slice
 from scans.volumes import VolumeError, read_slices, source_files
 
-CACHE_VERSION = 3  # to be raised when decoding gives other pixels than before
+CACHE_VERSION = 4  # to be raised when decoding gives other pixels than before
 LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
 MAX_SIDE = 2**16  # pixels; no model can be of more
 GB = 1e9
@@ -73,10 +73,10 @@ def decode_slices(
         try:
             if first.volume is None:
                 image = read_image(first.source, image_size)
-                if image.highest is not None:
-                    return image
                 if image.is_colour:
                     coloured.add(first.scan)
+                if image.highest is not None:
+                    return image
                 pixels[positions, 0] = image.values
             else:
                 planes = read_slices(first.volume)
@@ -101,7 +101,7 @@ def decode_slices(
             if waiting:
                 bits = bit_depth(max(image.highest for _, image in waiting))
                 for positions, image in waiting:
-                    pixels[positions, 0] = to_grey(image.values, bits)
+                    pixels[positions, 0] = image.grey(bits)
                 depths[bits] += 1
     depths |= {COLOUR: len(coloured)} if coloured else {}
     return Decoded(pixels, dict(sorted(errors.items())), dict(depths))

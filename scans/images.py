@@ -2,10 +2,12 @@
 
 read_image("left/p01_7.png", (76, 86)).values   # uint8 array (76, 86)
 
-16-bit files often hold 12 bits, or fewer. Their values become grey levels by what all images of a
-scan hold, so that its slices stay comparable: see bit_depth and to_grey, and scans/cache.py.
+Pictures are turned as their EXIF orientation says. 16-bit files often hold 12 bits, or fewer. Their
+values become grey levels by what all images of a scan hold, so that its slices stay comparable: see
+DecodedImage.grey, and scans/cache.py.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from common.files import NotAFile, open_regular
 from common.program import counted
@@ -24,7 +26,18 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 MAX_PIXELS = 20_000_000  # far above any slice; as RGBA, that takes 240 MB a thread
 JPEG_DIFFERENCE = 16  # of the channels of a grey JPEG, by rounding
 COLOUR = 24  # bits of a pixel, where `describe_depths` counts images in colour
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow would try all it knows: EPS runs Ghostscript
+# Pillow would try all it knows: EPS runs Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM")
+# Of colours of 16 bits Pillow keeps the upper 8: how it stores them -> how to get the lower 8, by
+# taking the bytes in the other order, or (LA) each byte for a channel of its own.
+LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L"}
+LOWER_BYTES |= {"RGBA;16L": "RGBA;16B", "LA;16B": "RGBA"}
+NATIVE, SWAPPED = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+LOWER_BYTES |= {f"{mode};16N": f"{mode};16{SWAPPED}" for mode in ("RGB", "RGBA")}
+LUMINANCE = np.array([299, 587, 114])  # in thousandths, of red, green and blue (ITU-R 601-2)
+# Tags of TIFF.
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR = 258, 262, 284
+WHITE_IS_ZERO, SEPARATE = 0, 2
 
 
 class ImageError(DataError):
@@ -72,15 +85,24 @@ class DecodedImage(NamedTuple):
     """(height, width): grey levels as uint8, or the values of a 16-bit file as uint16."""
 
     values: np.ndarray
-    highest: int | None = None  # of a 16-bit file, before it was resized; None: grey levels
+    highest: int | None = None  # of a 16-bit file as it is stored, not resized; None: grey levels
     is_colour: bool = False  # its channels differed
+    is_inverted: bool = False  # its zero was white; values are below what `highest` allows
+
+    def grey(self, bits: int) -> np.ndarray:
+        """uint8 grey levels of a 16-bit file, whose scan holds so many bits."""
+        values = self.values
+        if self.is_inverted and bits > bit_depth(self.highest):
+            values = values + (2**bits - 2 ** bit_depth(self.highest))
+        return to_grey(values, bits)
 
 
 def read_grey(path: str | Path) -> Image.Image:
     """Decode one image file: mode L, or of a 16-bit file mode F, with its values as they are.
 
-    Transparent pixels are black, colours become luminance (equal channels keep their value
-    exactly).
+    Its info holds what `DecodedImage` says of it. It is upright; of several pictures of a camera
+    (MPO) it is the first. Transparent pixels are black, unless all are; colours become luminance
+    (equal channels keep their value exactly).
 
     Raises:
         ImageError: it is damaged, too large, or not one slice of 8 or 16 bits.
@@ -90,24 +112,83 @@ def read_grey(path: str | Path) -> Image.Image:
             raise ImageError(
                 path, f"{image.width} x {image.height} pixels are too many for a slice"
             )
-        if getattr(image, "is_animated", False):
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             raise ImageError(path, "holds several images, expected one slice")
+        lower = lower_bytes(path, image)
+        is_inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
         with foreign(path):
             image.load()
+            image = ImageOps.exif_transpose(image)
+            if lower is not None:
+                return deep_of_colours(np.asarray(image), lower)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
         low, high = image.getextrema() if image.mode == "I" else (0, 0)
         if image.mode == "F" or low < 0 or high > 65535:
             raise ImageError(
                 path, "more than 16 bits a pixel, or below 0: convert it to 8 or 16 bits"
             )
+        if image.mode == "LAB":
+            raise ImageError(path, "its colours are CIELAB, which is not read: convert it to grey")
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            return Image.fromarray(np.asarray(image, dtype=np.float32))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
+            return deep_of_grey(np.asarray(image, dtype=np.float32), is_inverted)
+        if image.mode == "RGBA" and image.getextrema()[3] != (0, 0):
             black = Image.new("RGBA", image.size, "black")
             image = Image.alpha_composite(black, image)
-        grey = image.convert("L")
-        grey.info["colour"] = is_colour(image)
+        with foreign(path):
+            grey = image.convert("L")
+            grey.info["is_colour"] = is_colour(image)
         return grey
+
+
+def lower_bytes(path: str | Path, image: Image.Image) -> np.ndarray | None:
+    """Of colours of 16 bits, of which Pillow keeps the upper 8, the lower 8: (height, width,
+    channels), upright; None of all others. Raises ImageError where they can't be had.
+    """
+    modes = {f"{args[0] if isinstance(args, tuple) and args else args}" for *_, args in image.tile}
+    is_deep = any(";16" in mode for mode in modes) and not image.mode.startswith("I")
+    if image.format == "TIFF":
+        is_planar = image.tag_v2.get(PLANAR) == SEPARATE
+        is_deep |= is_planar and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
+        modes |= {"planar"} if is_planar else set()
+    if not is_deep:
+        return None
+    if not modes <= LOWER_BYTES.keys():
+        text = f"colours of 16 bits, stored as {' '.join(sorted(modes))}, which are not read"
+        raise ImageError(path, f"{text}: convert it to grey")
+    with open_image(path) as other, foreign(path):
+        tiles = []  # where Pillow finds the pixels, and how it reads them
+        for *where, args in other.tile:
+            mode, *more = [args] if isinstance(args, str) else args
+            swapped = LOWER_BYTES[mode]
+            tiles.append(type(other.tile[0])(*where, (swapped, *more) if more else swapped))
+        other.tile = tiles
+        lower = np.asarray(ImageOps.exif_transpose(other))
+    return lower[..., [1, 1, 1, 3]] if modes == {"LA;16B"} else lower
+
+
+def deep_of_colours(upper: np.ndarray, lower: np.ndarray) -> Image.Image:
+    """Colours of 16 bits of their upper and lower 8: (height, width, 3, or with alpha 4)."""
+    values = upper * 256.0 + lower
+    colours, alpha = values[..., :3], values[..., 3:]
+    if alpha.any():
+        colours = colours * (alpha / 65535)
+    grey = (colours @ LUMINANCE / 1000).round()
+    difference = np.ptp(colours, axis=-1).max()
+    image = Image.fromarray(grey.astype(np.float32))
+    image.info["highest"] = int(grey.max())
+    image.info["is_colour"] = bool(difference > grey.max() * JPEG_DIFFERENCE / 255)
+    return image
+
+
+def deep_of_grey(values: np.ndarray, is_inverted: bool) -> Image.Image:
+    """float32 (height, width); where its zero is white, black is what its bits allow."""
+    highest = int(values.max())
+    if is_inverted:
+        values = 2 ** bit_depth(highest) - 1 - values
+    image = Image.fromarray(values)
+    image.info |= {"highest": highest, "is_inverted": is_inverted}
+    return image
 
 
 def is_colour(image: Image.Image) -> bool:
@@ -122,9 +203,8 @@ def is_colour(image: Image.Image) -> bool:
 def read_image(path: str | Path, image_size: tuple[int, int] | None = None) -> DecodedImage:
     """Decode one image file, and resize it to (height, width). Raises as `read_grey`."""
     image = read_grey(path)
-    highest = int(image.getextrema()[1]) if image.mode == "F" else None
-    values = resize(image, image_size or (image.height, image.width))
-    return DecodedImage(values, highest, image.info.get("colour", False))
+    told = {name: image.info[name] for name in DecodedImage._field_defaults if name in image.info}
+    return DecodedImage(resize(image, image_size or (image.height, image.width)), **told)
 
 
 def resize(image: Image.Image, image_size: tuple[int, int]) -> np.ndarray:

@@ -3,7 +3,9 @@
 import os
 import re
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = tuple(
+    ".png .jpg .jpeg .bmp .tif .tiff .webp .gif .jp2 .j2k .jpx .ppm .pgm .pbm .pnm".split()
+)
 VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.I | re.S)
 VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii\.gz|\.tar\.gz|\.\w+)?", re.S)
 CACHED_PIXELS = re.compile(r"[0-9a-f]{32}\.npy")  # scans/cache.py

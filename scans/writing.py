@@ -19,7 +19,7 @@ from common.program import UserError
 from common.quiet import quiet_libraries
 from common.threads import in_threads
 from scans.identity.names import Identity, written_name
-from scans.images import ImageError, bit_depth, read_image, to_grey
+from scans.images import ImageError, bit_depth, read_image
 from scans.slices import DataError, Kind, Listing, Problem, Slice
 from scans.volumes import VolumeError, read_slices
 
@@ -119,7 +119,7 @@ def read_at_once(slices: list[Slice], bits: int | None = None) -> Grey:
         return Grey([image.values] * len(slices))
     if bits is None:
         return Grey([], image.highest)
-    return Grey([to_grey(image.values, bits)] * len(slices))
+    return Grey([image.grey(bits)] * len(slices))
 
 
 def name_all(listing: Listing) -> dict[str, str]:

@@ -55,9 +55,181 @@ def test_every_kind_of_png_gives_the_same_grey_levels(tmp_path, kind):
     assert decoded.depths == ({16: 1} if kind == "16-bit" else {})
 
 
-def test_transparent_pixels_are_black(tmp_path):
-    Image.new("RGBA", (8, 8), (200, 200, 200, 0)).save(tmp_path / "x.png")
-    assert read_image(tmp_path / "x.png", (8, 8)).values.max() == 0
+EXACT = {"exact": True, "lossless": True}  # of WebP
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "tif"])
+def test_transparent_pixels_are_black_unless_all_are(tmp_path, ending):
+    alpha = Image.new("RGBA", (8, 8), (200, 200, 200, 0))
+    alpha.save(tmp_path / f"all.{ending}", **EXACT)
+    alpha.putpixel((0, 0), (100, 100, 100, 255))
+    alpha.save(tmp_path / f"some.{ending}", **EXACT)
+    assert (read_image(tmp_path / f"all.{ending}").values == 200).all()
+    some = read_image(tmp_path / f"some.{ending}").values
+    assert some[0, 0] == 100 and some.sum() == 100
+
+
+# ---- as every viewer shows them ------------------------------------------------------------------
+
+ALL_ENDINGS = "png jpg jpeg bmp tif tiff webp gif jp2 j2k jpx ppm pgm pnm".split()
+BACK = {  # EXIF orientation -> how an upright picture is stored
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def smooth_picture() -> np.ndarray:
+    """(40, 60) uint8, a bright spot near its upper left corner."""
+    y, x = np.mgrid[:40, :60]
+    spot = 20 + 200 * np.exp(-((x - 12) ** 2 + (y - 10) ** 2) / 60)
+    return spot.round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("ending", ALL_ENDINGS)
+def test_images_of_every_ending_are_read(tmp_path, ending):
+    picture = smooth_picture()
+    path = tmp_path / "left" / f"p1_1.{ending}"
+    path.parent.mkdir()
+    kind = "JPEG2000" if ending in ("jp2", "j2k", "jpx") else None
+    Image.fromarray(picture).save(path, kind)
+    (found,) = list_labelled(tmp_path).slices
+    image = read_image(found.source)
+    assert image.highest is None and np.abs(image.values.astype(int) - picture).max() < 16
+
+
+UPRIGHT = [("jpg", False), ("webp", False), *((x, deep) for x in ("png", "tif") for deep in (0, 1))]
+
+
+@pytest.mark.parametrize("orientation", BACK)
+@pytest.mark.parametrize("ending, is_deep", UPRIGHT)
+def test_pictures_are_upright_as_their_exif_says(tmp_path, ending, orientation, is_deep):
+    picture = smooth_picture()
+    stored = Image.fromarray(picture.astype(np.uint16) * 257 if is_deep else picture)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x.{ending}"
+    stored.transpose(BACK[orientation]).save(path, exif=exif, quality=95)
+    decoded = decode_slices(slices_of(path), picture.shape)
+    assert not decoded.errors
+    assert np.abs(decoded.pixels[0, 0].astype(int) - picture).max() < 8
+
+
+def test_of_a_camera_with_a_preview_the_first_picture_is_read(tmp_path):
+    picture = Image.fromarray(smooth_picture()).convert("RGB")
+    preview = Image.new("RGB", (20, 15))
+    picture.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[preview], quality=95)
+    difference = read_image(tmp_path / "x.jpg").values.astype(int) - smooth_picture()
+    assert np.abs(difference).max() < 8
+
+
+def png_of_16_bits(path: Path, values: np.ndarray) -> None:
+    """Of (height, width, channels): 2 are grey and alpha, 3 colours, 4 colours and alpha."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    kind = {2: 4, 3: 2, 4: 6}[values.shape[2]]
+    size = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    content = chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def plain_tiff(path: Path, values: np.ndarray, photometric: int, order: str = "<") -> None:
+    """(height, width) or (height, width, 3), not packed, as microscopes and scanners write it."""
+    height, width, *channels = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    bits = 8 * values.itemsize
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric)]
+    tags += [(273, 0), (277, *(channels or [1])), (278, height), (279, len(data))]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b""
+    for tag, value in tags:
+        if tag == 258 and channels:
+            entries += struct.pack(f"{order}HHII", tag, 3, 3, start)
+        else:
+            value = start + 6 if tag == 273 else value
+            entries += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    count, of_channels = struct.pack(f"{order}H", len(tags)), struct.pack(f"{order}3H", *[bits] * 3)
+    path.write_bytes(head + count + entries + bytes(4) + of_channels + data)
+
+
+DEEP_KINDS = ["rgb.png", "rgba.png", "la.png", "rgb<.tif", "rgb>.tif"]
+
+
+@pytest.mark.parametrize("kind", DEEP_KINDS)
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_colours_of_16_bits_keep_all_of_them(tmp_path, kind, bits):
+    deep = np.arange(40 * 60).reshape(40, 60) * (2**bits - 1) // (40 * 60 - 1)
+    path = tmp_path / kind.replace("<", "l").replace(">", "b")
+    opaque = np.full_like(deep, 65535)
+    layers = {"rgb.png": [deep] * 3, "rgba.png": [deep] * 3 + [opaque], "la.png": [deep, opaque]}
+    values = np.stack(layers.get(kind, [deep] * 3), -1).astype(np.uint16)
+    if kind.endswith(".png"):
+        png_of_16_bits(path, values)
+    else:
+        plain_tiff(path, values, 2, kind[3])
+    image = read_image(path)
+    assert image.highest == 2**bits - 1 and np.array_equal(image.values, deep)
+    assert not image.is_colour and image.grey(bits).max() == 255
+
+
+def test_colours_of_16_bits_become_luminance_and_transparent_ones_black(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 65536, (40, 60, 4)).astype(np.uint16)
+    png_of_16_bits(tmp_path / "x.png", values)
+    wanted = values[..., :3] @ [0.299, 0.587, 0.114] * (values[..., 3] / 65535)
+    image = read_image(tmp_path / "x.png")
+    assert np.abs(image.values - wanted).max() <= 0.5 and image.is_colour
+    values[..., 3] = 0  # nobody means that: a program that does not know about alpha
+    png_of_16_bits(tmp_path / "x.png", values)
+    assert read_image(tmp_path / "x.png").values.max() > 50_000
+
+
+def test_deep_colours_of_a_layout_that_is_not_read_are_refused_by_name(tmp_path):
+    values = np.full((40, 60, 3), 4095, np.uint16)
+    plain_tiff(tmp_path / "x.tif", values, 2)
+    content = (tmp_path / "x.tif").read_bytes()
+    planar = content.replace(
+        struct.pack("<HHII", 278, 4, 1, 40), struct.pack("<HHII", 284, 4, 1, 2)
+    )
+    (tmp_path / "x.tif").write_bytes(planar)
+    (error,) = decode_slices(slices_of(tmp_path / "x.tif"), (8, 8)).errors.values()
+    assert "colours of 16 bits" in error and "convert it to grey" in error
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_where_zero_is_white_black_is_the_largest_value(tmp_path, bits):
+    deep = np.arange(40 * 60).reshape(40, 60) * (2**bits - 1) // (40 * 60 - 1)
+    dtype = np.uint8 if bits == 8 else np.uint16
+    plain_tiff(tmp_path / "white.tif", (2**bits - 1 - deep).astype(dtype), 0)
+    plain_tiff(tmp_path / "black.tif", deep.astype(dtype), 1)
+    files = slices_of(tmp_path / "white.tif", tmp_path / "black.tif")
+    pixels = decode_slices(files, (40, 60)).pixels
+    assert np.array_equal(pixels[0], pixels[1]) and pixels[0].max() == 255
+
+
+def test_white_is_the_same_in_all_images_of_a_scan(tmp_path):
+    """The second image has no dark pixel: alone it would seem to be of 10 bits."""
+    dark, bright = np.full((4, 4), 4095, np.uint16), np.full((4, 4), 1000, np.uint16)
+    for name, values in (("p1_1", dark), ("p1_2", bright)):
+        plain_tiff(tmp_path / f"{name}.tif", values, 0)
+    files = slices_of(tmp_path / "p1_1.tif", tmp_path / "p1_2.tif")
+    pixels = decode_slices(files, (4, 4)).pixels[:, 0, 0, 0]
+    assert pixels.tolist() == [0, round((4095 - 1000) * 255 / 4095)]
+
+
+def test_cielab_is_refused_by_name(tmp_path):
+    Image.new("LAB", (24, 20), (128, 128, 128)).save(tmp_path / "x.tif")
+    (error,) = decode_slices(slices_of(tmp_path / "x.tif"), (8, 8)).errors.values()
+    assert "CIELAB" in error and "convert it to grey" in error
 
 
 def test_images_of_several_sizes_are_resized_alike(tmp_path):
@@ -161,7 +333,6 @@ def write_damaged(odd: OddFiles) -> None:
     odd.put(
         "postscript_0.png", DAMAGED, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n"
     )
-    odd.draw("gif_0.png", DAMAGED, format="GIF")
     for name, size in [
         ("huge", (20_000, 20_000)),
         ("large", (9_000, 9_000)),
@@ -185,6 +356,7 @@ def write_readable(odd: OddFiles) -> None:
     odd.draw("deep_0.tif", READABLE, "16-bit")
     odd.draw("ink_0.jpg", READABLE, "CMYK", quality=95)
     odd.draw("ink_0.tif", READABLE, "CMYK")
+    odd.draw("gif_0.png", READABLE, format="GIF")
     for mode in ("1", "P", "LA", "RGBA", "RGB"):
         odd.draw(f"mode{mode}_0.png", EITHER if mode == "1" else READABLE, mode)
     odd.draw("tiny_0.png", READABLE, size=(1, 1))
