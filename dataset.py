@@ -55,6 +55,7 @@ from scans.listing import list_slices
 from scans.places import check_scans, rows_of_scans
 from scans.series import SeveralSequences, check_series_used, describe_series
 from scans.slices import FAILURES, DataError, Kind, Listing, Slice, by_scan
+from scans.volumes import common_direction
 from scans.writing import try_file, write_slices
 
 __all__ = ["Dataset", "list_labelled", "list_slices", "load_dataset", "split"]
@@ -380,6 +381,7 @@ def keep_slices(args: argparse.Namespace) -> int:
     try_folder(args.write_slices.absolute().parent)
     listing = list_slices(args.data_dir, args.classes, options_of(args))
     check_series_used(listing.slices, args.series)
+    common_direction(listing.slices)
     written = write_slices(listing, args.write_slices, args.workers)
     left_out = [p for p in listing.problems if p.kind not in (Kind.REMARK, Kind.NAMELESS)]
     lines = [f"dataset.py: {problem}" for problem in [*left_out, *written.problems]]

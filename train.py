@@ -71,8 +71,9 @@ from scans.identity.names import are_sides
 from scans.images import describe_depths
 from scans.labelled import check_classes_present
 from scans.listing import is_manifest
-from scans.places import describe_lengths, orientation_of_all
+from scans.places import describe_lengths
 from scans.slices import DataError, by_scan
+from scans.volumes import common_direction
 from training import folds, runfolder
 from training.arguments import DEMO_PATIENTS, describe_recipe, model_arguments, parse_args
 from training.checkpoints import Run, read_resumed, save_calibration
@@ -174,7 +175,7 @@ def new_model(args: argparse.Namespace, train: Dataset) -> Perceiver:
         "classes": train.classes,
         "image_size": list(args.image_size),
         **kept_of(args),
-        **({"orientation": orientation_of_all(train.slices)} if args.input == "scan" else {}),
+        "orientation": common_direction(train.slices, args.input == "scan"),
         "mean": mean,
         "std": max(std, 1 / 255),  # blank images must not become infinite
     }

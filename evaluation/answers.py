@@ -24,8 +24,9 @@ from evaluation.predictions import Predictions, judge, predict, probability_colu
 from evaluation.trained import sample_size, scan_length
 from perceiver import Perceiver, ReadTokens, reads_directly
 from scans.cache import Decoded, decode_slices
-from scans.places import other_orientation, place_in_scan, rows_of_scans, unfit
+from scans.places import place_in_scan, rows_of_scans, unfit
 from scans.slices import FAILURES, Kind, Listing, Problem, Slice
+from scans.volumes import common_direction, other_direction
 
 if TYPE_CHECKING:
     from evaluation.ensemble import Ensemble
@@ -62,6 +63,9 @@ def predict_in_chunks(
     size = tuple(model.preprocessing["image_size"])
     unsure_below = model.calibration.get("unsure_below", 1 / len(classes))
     scans = {s.scan for s in listing.slices}
+    trained = model.preprocessing.get("orientation", "")
+    if not trained:  # on images, or by an earlier version
+        common_direction(listing.slices, scan_length(model) is not None)
     total, unit = (len(scans), "scan") if scan_length(model) else (len(listing.slices), "slice")
     with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
         for slices in chunks_of_scans(listing.slices, size):
@@ -76,7 +80,8 @@ def predict_in_chunks(
                 damaged = [(s.name, s.scan) for s in slices if s.name in problems]
                 asked = [*dict.fromkeys((s.scan, s.scan) for s in slices), *damaged]
             else:
-                rows = [i for i in range(len(slices)) if i not in decoded.errors]
+                problems |= of_other_directions(slices, trained)
+                rows = [i for i, s in enumerate(slices) if s.name not in problems]
                 rows, pixels = torch.tensor(rows).long(), torch.from_numpy(decoded.pixels)
                 dataset = Dataset(slices, pixels, rows, classes)
                 asked = [(s.name, s.scan) for s in slices]
@@ -108,7 +113,7 @@ def read_whole(
         kept = [i for i in positions if i not in decoded.errors]
         kept.sort(key=lambda i: place_in_scan(slices[i]))
         text = unfit([slices[i] for i in kept])
-        text = text or other_orientation(slices[positions[0]], trained)
+        text = text or other_direction(slices[positions[0]].volume, trained)
         if text:
             problems[scan] = Problem(scan, Kind.UNREADABLE, text)
         else:
@@ -117,6 +122,17 @@ def read_whole(
     pixels = torch.from_numpy(decoded.pixels)[torch.tensor(readable).long()]
     rows = rows_of_scans(ordered, model.preprocessing["slices"])
     return Dataset(ordered, pixels, rows, classes), problems
+
+
+def of_other_directions(slices: list[Slice], trained: str) -> dict[str, Problem]:
+    """Slice name -> what is wrong with the direction of its volume."""
+    volumes = {s.source: s.volume for s in slices if s.volume}
+    texts = {source: other_direction(volume, trained) for source, volume in volumes.items()}
+    return {
+        s.name: Problem(s.source, Kind.UNREADABLE, texts[s.source])
+        for s in slices
+        if texts.get(s.source)
+    }
 
 
 def samples_at_a_time(model: Perceiver, checkpoint: Path, most: int) -> int:

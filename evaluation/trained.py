@@ -64,13 +64,14 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Perceiver:
             raise UserError(f"{path}: keeps --{flag} {shown(known[name])}, which can't be")
     if not isinstance(known.get("pattern_root", ""), str):
         raise UserError(f"{path}: keeps the folder {shown(known['pattern_root'])}, which can't be")
+    towards, letters = known.get("orientation", ""), 3 if axes == 3 else 2
+    if not isinstance(towards, str) or not re.fullmatch(f"([LRPAIS]{{{letters}}})?", towards):
+        raise UserError(f"{path}: keeps the orientation {shown(towards)}, which can't be")
     if axes == 3:
-        length, towards = known.get("slices"), known.get("orientation", "")
+        length = known.get("slices")
         whole = is_size(length) and length >= MIN_LENGTH
         if not whole or math.prod(sample_size(model)) > MOST // model.token_dim:
             raise UserError(f"{path}: scans of {shown(length)} slices, which can't be")
-        if not isinstance(towards, str) or not re.fullmatch("([LRPAIS]{3})?", towards):
-            raise UserError(f"{path}: keeps the orientation {shown(towards)}, which can't be")
     return model
 
 

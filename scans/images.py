@@ -119,10 +119,8 @@ def read_grey(path: str | Path) -> Image.Image:
         with foreign(path):
             image.load()
             image = ImageOps.exif_transpose(image)
-            if lower is not None:
-                return deep_of_colours(np.asarray(image), lower)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
+        if lower is not None:
+            return deep_of_colours(np.asarray(image), lower)
         low, high = image.getextrema() if image.mode == "I" else (0, 0)
         if image.mode == "F" or low < 0 or high > 65535:
             raise ImageError(
@@ -132,12 +130,12 @@ def read_grey(path: str | Path) -> Image.Image:
             raise ImageError(path, "its colours are CIELAB, which is not read: convert it to grey")
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
             return deep_of_grey(np.asarray(image, dtype=np.float32), is_inverted)
-        if image.mode == "RGBA" and image.getextrema()[3] != (0, 0):
-            black = Image.new("RGBA", image.size, "black")
-            image = Image.alpha_composite(black, image)
-        with foreign(path):
-            grey = image.convert("L")
-            grey.info["is_colour"] = is_colour(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getextrema()[3] != (0, 0):
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        grey = image.convert("L")
+        grey.info["is_colour"] = is_colour(image)
         return grey
 
 

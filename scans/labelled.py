@@ -18,6 +18,7 @@ from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
 from scans.series import check_one_sequence, check_series_used, is_volume, merge_alike
 from scans.slices import FAILURES, DataError, Kind, Listing, Options, Problem, Slice
+from scans.volumes import common_direction
 
 MIN_SCANS = 2  # of one there is nothing to say, such as where predict.py reads it
 CLASS_FOLDERS = range(2, 11)  # so many folders of one level may be called like classes
@@ -34,7 +35,8 @@ def list_labelled(
 
     Raises:
         DataError: no such folder, a folder or volume that can't be read, a name that contradicts
-            its folder, names that tell no scans, or a scan of two labels or patients.
+            its folder, names that tell no scans, a scan of two labels or patients, or volumes that
+            run in several directions.
     """
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder")
@@ -81,6 +83,7 @@ def list_labelled(
     check_scans(labelled, "the manifest" if is_manifest(os.fspath(path)) else "the names")
     if is_manifest(os.fspath(path)):
         check_files(labelled, os.path.dirname(os.path.abspath(path)))
+    common_direction(labelled)
     sort_slices(labelled)
     lines = describe_patients(labelled, listing)
     if classes is None and not are_sides(listing.classes):

@@ -19,7 +19,7 @@ from common.files import abridged, abridged_lines
 from common.program import counted
 from scans.names import natural_order
 from scans.slices import DataError, Slice, by_scan
-from scans.volumes import orientation
+from scans.volumes import common_direction
 
 MIN_LENGTH = 3  # slices that show an order
 
@@ -88,7 +88,7 @@ def check_scans(slices: list[Slice]) -> None:
             "and in what order (--name-pattern with the groups scan and slice, --slices-per-scan):",
             *abridged_lines(lines),
         )
-    orientation_of_all(slices)
+    common_direction(slices, is_whole=True)
 
 
 def describe_lengths(slices: list[Slice], length: int) -> list[str]:
@@ -107,36 +107,3 @@ def describe_lengths(slices: list[Slice], length: int) -> list[str]:
     if uneven := [scan for scan in scans if missing[scan] is None]:
         lines.append(f"slices of uneven numbers are taken in their order: {abridged(uneven)}")
     return lines
-
-
-# ---- directions ----------------------------------------------------------------------------------
-
-
-def orientation_of_all(slices: list[Slice]) -> str:
-    """Where slices, rows and columns of all volumes go to; "" where nothing tells it.
-
-    Raises DataError if they differ: in what order slices come decides what a scan looks like.
-    """
-    found: dict[str, str] = {}  # orientation -> a volume of it
-    volumes = {s.source: s.volume for s in slices}
-    for source, volume in volumes.items():
-        if towards := orientation(volume):
-            found.setdefault(towards, source)
-    if len(found) > 1:
-        (first, path), (second, other) = list(found.items())[:2]
-        raise DataError(
-            f"{other}: slices, rows and columns go to {second}, but those of {path} to {first}; "
-            "--plane sagittal, coronal or axial reads all of them one way"
-        )
-    return next(iter(found), "")
-
-
-def other_orientation(s: Slice, trained: str) -> str:
-    """What is wrong where a volume runs in another direction than those that were trained on."""
-    towards = orientation(s.volume)
-    if not (trained and towards) or towards == trained:
-        return ""
-    return (
-        f"slices, rows and columns go to {towards}, but those that were trained on to {trained}; a "
-        "model that was trained with --plane sagittal, coronal or axial reads all of them one way"
-    )

@@ -9,7 +9,7 @@ Geometry is in mm, in patient coordinates: x to the left, y to the back, z up.
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,16 @@ from scans.archives import unpacked
 from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
 from scans.formats import DICOM_READER, check_claim, check_file, check_whole, data_files, reader_of
 from scans.identity.names import side_in
-from scans.slices import DAMAGED, DataError, Options, Slicing, TooShort, Volume, VolumeError
+from scans.slices import (
+    DAMAGED,
+    DataError,
+    Options,
+    Slice,
+    Slicing,
+    TooShort,
+    Volume,
+    VolumeError,
+)
 
 PLANES = ("stored", "sagittal", "coronal", "axial")
 MIN_SLICES = 5  # fewer are a localizer
@@ -34,6 +43,7 @@ FIRST_READ, READ_BEFORE = threading.Lock(), set()  # see read_image_alone
 # Where slices, rows (downwards) and columns (to the right) of a plane go: Left, Posterior, ...
 TOWARDS = {"sagittal": "LIP", "coronal": "PIL", "axial": "SPL"}
 OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
+AXES = {False: "rows and columns", True: "slices, rows and columns"}  # of whole scans
 LATERALITY = {"L": "left", "R": "right"}
 # fmt: off
 TAGS = {
@@ -231,6 +241,44 @@ def orientation(volume: Volume | None) -> str:
     code, slicing = orientation_code(volume), volume.slicing
     axes = zip(slicing.axes, slicing.reverse, strict=True)
     return "".join(OPPOSITE[code[a]] if reverse else code[a] for a, reverse in axes)
+
+
+def common_direction(slices: Iterable[Slice], is_whole: bool = False) -> str:
+    """Where rows and columns of all volumes go to, as "IP", and of whole scans slices before them;
+    "" where nothing tells it.
+
+    Raises DataError if they differ: one of two such knees is mirrored or upside down.
+    """
+    found: dict[str, Volume] = {}
+    for volume in {s.source: s.volume for s in slices if s.volume}.values():
+        if towards := orientation(volume)[0 if is_whole else 1 :]:
+            found.setdefault(towards, volume)
+    if len(found) > 1:
+        (first, one), (second, other) = list(found.items())[:2]
+        planes = {plane_of(volume) for volume in found.values()}
+        plane = planes.pop() if len(planes) == 1 else "sagittal, coronal or axial"
+        raise DataError(
+            f"{other.source}: {AXES[is_whole]} go to {second}, but those of {one.source} to "
+            f"{first}; --plane {plane} reads all of them one way"
+        )
+    return next(iter(found), "")
+
+
+def other_direction(volume: Volume | None, trained: str) -> str:
+    """What is wrong where a volume runs in another direction than those that were trained on."""
+    towards = orientation(volume)[-len(trained) :]
+    if not (trained and towards) or towards == trained:
+        return ""
+    return (
+        f"{AXES[len(trained) == 3]} go to {towards}, but those that were trained on to {trained}; "
+        "a model that was trained with --plane sagittal, coronal or axial reads all of them one way"
+    )
+
+
+def plane_of(volume: Volume) -> str:
+    """The plane that is nearest to its slices as they are cut."""
+    across = orientation(volume)[0]
+    return next(x for x, towards in TOWARDS.items() if across in towards[0] + OPPOSITE[towards[0]])
 
 
 def orientation_code(volume: Volume) -> str:

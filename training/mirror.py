@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dataset import Dataset
-from scans.places import orientation_of_all
 from scans.slices import DataError
+from scans.volumes import common_direction
 
 CERTAIN = 0.7  # the nearer of two must be nearer by this factor
 MOST_SCANS = 64  # of each side that are compared
@@ -25,7 +25,7 @@ class Mirror(NamedTuple):
 
 def choose_mirror(train: Dataset) -> Mirror:
     """What mirrors a scan of these. Raises DataError if that is not certain."""
-    if towards := orientation_of_all(train.slices):
+    if towards := common_direction(train.slices, is_whole=True):
         axis = next(i for i, direction in enumerate(towards) if direction in "RL")
         if axis == 1:
             raise DataError(

@@ -12,12 +12,16 @@ from scans.places import (
     check_scans,
     describe_lengths,
     missing_between,
-    orientation_of_all,
-    other_orientation,
     rows_of_scans,
 )
 from scans.slices import DataError, Options, Slice
-from scans.volumes import TOWARDS, orientation, plan_slicing
+from scans.volumes import (
+    TOWARDS,
+    common_direction,
+    orientation,
+    other_direction,
+    plan_slicing,
+)
 
 AXES = str.maketrans("RAI", "LPS")
 
@@ -106,15 +110,33 @@ def of_volume(name: str, towards: str) -> list[Slice]:
 
 def test_volumes_that_run_in_several_directions_are_refused_and_told_how_to_be_read():
     one, same, other = of_volume("a", "LIP"), of_volume("b", "LIP"), of_volume("c", "RIP")
-    assert orientation_of_all(one + same) == "LIP"
-    assert orientation_of_all(one + scan("d", range(4))) == "LIP"
+    assert common_direction(one + same, is_whole=True) == "LIP"
+    assert common_direction(one + scan("d", range(4)), is_whole=True) == "LIP"
     check_scans(one + same)
     with pytest.raises(DataError, match="c: slices, rows and columns go to RIP, but those of a to"):
         check_scans(one + same + other)
-    assert other_orientation(same[0], "LIP") == "" == other_orientation(one[0], "")
+    assert common_direction(one + other) == "IP"  # each slice alone looks the same
+    assert other_direction(same[0].volume, "LIP") == "" == other_direction(one[0].volume, "")
+    assert other_direction(other[0].volume, "IP") == "" == other_direction(None, "IP")
     assert "go to RIP, but those that were trained on to LIP; a model" in (
-        other_orientation(other[0], "LIP")
+        other_direction(other[0].volume, "LIP")
     )
+
+
+@pytest.mark.parametrize(
+    "first, second, planes",
+    [
+        ("LIP", "LIA", "sagittal"),  # mirrored
+        ("LIP", "RSP", "sagittal"),  # upside down
+        ("PIL", "PIR", "coronal"),
+        ("IPL", "IAL", "axial"),
+        ("LIP", "IAL", "sagittal, coronal or axial"),  # cut along another axis
+        ("LIP", "LPI", "sagittal"),  # turned
+    ],
+)
+def test_slices_that_run_in_several_directions_are_refused_with_the_plane(first, second, planes):
+    with pytest.raises(DataError, match=rf"rows and columns go .*; --plane {planes} reads all"):
+        common_direction(of_volume("a", first) + of_volume("b", second))
 
 
 def test_a_volume_without_geometry_tells_no_direction():
