@@ -111,6 +111,13 @@ def plain_name(column: str) -> str:
     return "".join(character for character in composed if character not in " _-")
 
 
+def letters_of(text: str) -> str:
+    """In Unicode's composed form; bytes that are no UTF-8 are read as Windows' letters (cp1252)."""
+    if any("\udc80" <= character <= "\udcff" for character in text):
+        text = text.encode("utf-8", "surrogateescape").decode("cp1252", "surrogateescape")
+    return unicodedata.normalize("NFC", text)
+
+
 def read_csv(
     path: str | Path,
     what: str,
@@ -151,7 +158,7 @@ def read_csv(
 def table_of(path: str | Path, numbered: list[tuple[int, list[str]]]) -> Table:
     """A table whose header is the first row. Raises UserError as `read_csv` does."""
     (_, header), *rows = numbered
-    columns = [" ".join(as_it_was(name).split()) for name in header]  # a name is one line
+    columns = [" ".join(letters_of(as_it_was(x)).split()) for x in header]  # a name is one line
     while not columns[-1]:
         columns.pop()
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:

@@ -69,6 +69,7 @@ def list_labelled(
         if short and not others:
             raise DataError(f"{path}: no scan, but {short[0]}")
         advice = list(map(str, remarks)) if options.labels else []
+        advice += [line for problem in listing.of_kind(Kind.NAMELESS) for line in problem.lines]
         raise DataError(nothing_labelled(path, others, listing.classes, options), *advice)
     if others:
         text = f"{counted(len(others), 'slice')} without a label, left out: {abridged(others)}"
@@ -219,7 +220,7 @@ def nothing_labelled(
     if others := folders_like_classes(Path(path), unlabelled):
         expected += f"; if these folders are the classes: --classes {shlex.join(others)}"
     if options.name_pattern:
-        expected = f"--name-pattern {options.name_pattern} finds none in their paths"
+        expected = f"--name-pattern {options.name_pattern} finds no label in their paths"
     if options.labels:
         expected = f"no row of {', '.join(map(str, options.labels))} is of any of them"
     count = counted(len(unlabelled), "slice")

@@ -19,10 +19,10 @@ from common.quiet import quiet_libraries
 from scans import names
 from scans.dicom import problem_of
 from scans.identity.labels import Labels, LabelTable, Row, read_labels, read_manifest
-from scans.identity.names import last_number, nfc
+from scans.identity.names import nfc
 from scans.identity.records import Context, LabelBy, PatientBy, Record, Told
 from scans.identity.rules import Identified, compile_pattern, identify
-from scans.identity.tables import find_file
+from scans.identity.tables import find_files
 from scans.names import is_image, natural_order
 from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume, open_volumes
 from scans.slices import (
@@ -269,12 +269,12 @@ class Lister:
         Raises DataError for a row that can't be used, named by its line.
         """
         path = manifest.path
-        if remark := manifest.note_on_patients():
+        if remark := manifest.note_on_columns():
             self.note(Kind.REMARK, remark)
         rows = manifest.read_rows(self.classes)
         if nameless := [row for row in rows if not row.key]:
             raise DataError(f"{nameless[0]}: names no path")
-        files = [os.path.normpath(find_file(path.parent, row.key)) for row in rows]
+        files = find_files(path.parent, [row.key for row in rows])
         found: dict[str, Record] = {}
         base = folder_of(path, files)
         for row, file in zip(rows, files, strict=True):
@@ -293,7 +293,7 @@ class Lister:
             scan=row.scan,
         )
         if is_image(os.path.basename(file)):
-            return [record._replace(number=number_of(file))]
+            return [record]
         there = os.listdir(file) if os.path.isdir(file) else []
         if images := sorted(filter(is_image, there)):
             scan = record._replace(scan=row.scan or record.path)
@@ -304,7 +304,6 @@ class Lister:
                 scan._replace(
                     source=os.path.join(file, image),
                     path=f"{record.path}/{nfc(image)}",
-                    number=number_of(image),
                 )
                 for image in sorted(images, key=natural_order)
             ]
@@ -334,12 +333,6 @@ def folder_of(manifest: Path, paths: list[str]) -> str:
     if all(os.path.commonpath([own, file]) == own for file in files):
         return own
     return os.path.commonpath([os.path.dirname(file) for file in files])
-
-
-def number_of(image: str) -> int:
-    """The last number of its name, or 0."""
-    number = last_number(Path(nfc(image)).stem, None)
-    return int(number.text) if number else 0
 
 
 def below(path: str, root: Path, base: str) -> str:

@@ -16,7 +16,9 @@ from scans.identity.records import Context, Record
 
 TABLES = "docs/data.md#tables"
 FORMS, EXAMPLES = 3, 3
-RUN = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # letters, digits, or what stands between them
+SPELLED_OUT = re.compile("l_e_f_t|r_i_g_h_t", re.IGNORECASE)
+# Letters, digits, or what stands between them.
+RUN = re.compile(rf"{SPELLED_OUT.pattern}|[^\W\d_]+|\d+|[\W_]+", re.IGNORECASE)
 
 
 def ask(unknown: list[Record], shared: dict[str, list[str]], context: Context) -> str:
@@ -39,10 +41,15 @@ def ask(unknown: list[Record], shared: dict[str, list[str]], context: Context) -
         lines.append(
             f"  patient {patient} is below {abridged(folders, 3)}: one person, or several?"
         )
-    pattern = pattern_of(first.stem, groups_of(first, context.classes))
+    groups = groups_of(first, context.classes)
+    held = ", ".join(f"{name} {span.text}" for name, span in sorted(groups.items()))
+    if context.pattern:
+        lines.append("In these your --name-pattern finds no patient: add a group (?P<patient>...).")
+    else:
+        lines.append(f"This pattern reads the first of them as {held}; correct it, and type it:")
+        is_ascii = all(record.path.isascii() for record in unknown)
+        lines.append(f"  --name-pattern {typed(pattern_of(first.stem, groups, is_ascii))}")
     lines += [
-        "This pattern reads the first of them. Correct what its groups hold, and type it:",
-        f"  --name-pattern {typed(pattern)}",
         "If each scan is another person, type --patients scan instead.",
         f"Or name a table: {TABLES}",
     ]
@@ -74,8 +81,12 @@ def groups_of(record: Record, classes: Sequence[str]) -> dict[str, Span]:
     if not free:  # nothing but the number of a slice, or of a patient
         groups.pop("slice", None)
         free = [number[1:] if number else (0, len(stem))]
-    with_number = (i for i, (start, end) in enumerate(free) if re.search(r"\d", stem[start:end]))
-    last = first = next(with_number, 0)
+    numbers = [i for i, (start, end) in enumerate(free) if re.search(r"\d", stem[start:end])]
+    last = first = numbers[0] if numbers else 0
+    while (
+        not numbers and last + 1 < len(free) and "/" not in stem[free[last][1] : free[last + 1][0]]
+    ):
+        last += 1  # a whole name: José Núñez
     while first > 0 and not names.PART.search(stem, free[first - 1][1], free[first][0]):
         first -= 1
     start, end = free[first][0], free[last][1]
@@ -84,8 +95,12 @@ def groups_of(record: Record, classes: Sequence[str]) -> dict[str, Span]:
     return groups | {"patient": Span(stem[start:end], start, end)}
 
 
-def pattern_of(stem: str, groups: dict[str, Span]) -> str:
-    """A regular expression for a path, from its beginning to the last of these groups."""
+def pattern_of(stem: str, groups: dict[str, Span], is_ascii: bool = False) -> str:
+    """A regular expression for a path, from its beginning to the last of these groups.
+
+    is_ascii: whether all names are, so that letters can be written in a plain way.
+    """
+    letters = "[A-Za-z]" if is_ascii else r"[^\W\d_]"
     opens = {span.start: name for name, span in groups.items()}
     closes = {span.end for span in groups.values()}
     cuts = sorted({0, *opens, *closes})
@@ -94,13 +109,25 @@ def pattern_of(stem: str, groups: dict[str, Span]) -> str:
         written += f"(?P<{opens[start]}>" if start in opens else ""
         for match in RUN.finditer(stem, start, end):
             text = match[0]
-            kind = r"\d" if text.isdecimal() else "[A-Za-z]" if text.isascii() else r"[^\W\d_]"
+            if SPELLED_OUT.fullmatch(text):
+                written += "(?:L_E_F_T|R_I_G_H_T)" if text.isupper() else "(?:l_e_f_t|r_i_g_h_t)"
+                continue
             # Exactly so many where the same kind of characters goes on beside a group.
             around = stem[: match.start()][-1:] + text[0] + stem[match.end() :][:1]
             is_cut = len(re.findall(RUN, around)) < len(around)
             if text.isalnum():
+                kind = r"\d" if text.isdecimal() else letters
                 written += f"{kind}{{{len(text)}}}" if is_cut else f"{kind}+"
             else:
-                written += re.escape(text).replace(r"\-", "-").replace(r"\ ", " ")
+                written += plainly(text)
         written += ")" if end in closes else ""
+    if groups["patient"].end == cuts[-1]:  # and no further: anna is not the beginning of anna2
+        after = RUN.match(stem, cuts[-1])
+        separator = plainly(after[0]) if after and not after[0].isalnum() else ""
+        written += separator or ("" if after else r"(?![^\W_])")
     return written
+
+
+def plainly(text: str) -> str:
+    """In a regular expression, without the backslashes that it does not need."""
+    return re.escape(text).replace(r"\-", "-").replace(r"\ ", " ")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from common.files import abridged
 from common.program import counted, typed
-from common.tables import Table, plain_name, read_csv
+from common.tables import Table, letters_of, plain_name, read_csv
 from scans.identity.names import folded, last_number, nfc, others_in, patient_key
 from scans.identity.records import Answer, LabelBy, PatientBy, Record, Told
 from scans.identity.tables import (
@@ -36,18 +36,19 @@ from scans.identity.tables import (
     class_of_value,
     classes_of_values,
     columns_of,
+    identifier_of,
     label_in,
-    letters_of,
     meant,
     patient_of,
+    text_of,
     value_of,
 )
 from scans.slices import SIDES, DataError, Kind, Options, Problem
 
-OF_LABELS = "table of labels"
 NO_HEADER = ["file's name", "label"]  # what the columns of a table without a header are called
 SHORT = 4  # digits of a number that may count anything
 SEPARATORS = re.compile(r"[\W_]+")
+SIDES_ADVICE = "; if a label is of one side, a column side must say which"
 BOTH = {"both", "bilateral"}
 NO_ROW = "no row of the tables is theirs"
 NO_LABEL = "their row has no label"
@@ -76,11 +77,11 @@ class LabelTable:
     by: "path", "scan", "patient", "stem", "key" (--label-key); "" where no column says it.
     """
 
-    def __init__(self, path: Path, options: Options, what: str = OF_LABELS):
-        self.path = path
-        self.table: Table = read_csv(path, what, header_if_none if what == OF_LABELS else None)
-        self.columns: Columns = columns_of(path, self.table, options.label_column)
-        self.has_sides = what == OF_LABELS and self.columns.side not in (None, self.columns.label)
+    def __init__(self, path: Path, options: Options, is_manifest: bool = False):
+        self.path, what = path, "manifest" if is_manifest else "table of labels"
+        self.table: Table = read_csv(path, what, None if is_manifest else header_if_none)
+        self.columns: Columns = columns_of(path, self.table, options.label_column, is_manifest)
+        self.has_sides = not is_manifest and self.columns.side not in (None, self.columns.label)
         self.by, self.column = self.found_by(options.label_key)
         self.index: dict[str, list[Row]] = defaultdict(list)
         self.rows: list[Row] = []
@@ -111,34 +112,51 @@ class LabelTable:
         is_of_sides = self.columns.label == self.columns.side
         return list(SIDES) if is_of_sides else classes_of_values(self.values(), f"{self.path}")
 
-    def note_on_patients(self) -> str:
-        """On a column of a manifest that may tell the patient; "" if there is none."""
-        unclear = [x for x in self.table.columns_called(*MAY_BE_PATIENT) if x not in self.columns]
-        if self.columns.patient or not unclear:
+    def note_on_columns(self) -> str:
+        """Which columns are used, where others are not: one may be the side, or a visit."""
+        unused = [x for x in self.table.columns if x and x not in {*self.columns, self.column}]
+        if not (unused and self.column):
             return ""
-        column = abridged(unclear)
-        return f"{self.path}: no column is called patient; if {column} tells it, call it so"
+        text = f"{self.path}: the label is in the column {self.columns.label}, rows are found by "
+        text += f"{self.column}; not used: {abridged(unused)}"
+        unclear = [x for x in self.table.columns_called(*MAY_BE_PATIENT) if x in unused]
+        if unclear and not self.columns.patient and self.by in ("path", "scan", "key"):
+            text += f"; if {abridged(unclear)} tells the patient, call it patient"
+        return text
 
     def read_rows(self, classes: Sequence[str]) -> list[Row]:
         """Raises DataError for a label that is no class, and for a key of two labels."""
         told: dict[tuple[str, str], Row] = {}
+        sites: dict[str, str] = {}  # patient -> site
         for line, cells in self.table.rows if self.by else ():
             row = self.read_row(line, cells, classes)
             self.rows.append(row)
+            self.check_site(sites, row, cells)
             if not row.key:
                 continue
             for what, part in (("label", row.side), ("patient", "patient")):
                 says = getattr(row, what)
                 first = told.setdefault((row.key, part), row) if says else row
                 if getattr(first, what) != says:
+                    advice = "" if self.has_sides or self.by != "patient" else SIDES_ADVICE
                     raise DataError(
                         f"{first} says {getattr(first, what)}, {row} says {says} of the same "
-                        f"{self.column}: {row.key}; expected one {what} for each (or --label-key "
-                        "for others)"
+                        f"{self.column}: {row.key}; expected one {what} for each{advice}"
                     )
             key = row.key.rpartition("/")[2] if self.by == "path" else row.key
             self.index[key].append(row)
         return self.rows
+
+    def check_site(self, sites: dict[str, str], row: Row, cells: dict[str, str]) -> None:
+        """Raise DataError where a patient is of two sites, which may both count from 1."""
+        who = row.key if self.by == "patient" else patient_key(row.patient)
+        site = text_of(cells[self.columns.site]) if self.columns.site and who else ""
+        if site and sites.setdefault(who, site) != site:
+            raise DataError(
+                f"{row}: patient {who} is of {site} and of {sites[who]}: one person, or several? "
+                "Write the site into the column patient, and name the files so (in a manifest that "
+                f"is enough), or rename the column {self.columns.site}"
+            )
 
     def read_row(self, line: int, cells: dict[str, str], classes: Sequence[str]) -> Row:
         where, columns = f"{self.path}, line {line}:", self.columns
@@ -151,7 +169,7 @@ class LabelTable:
         if columns.patient and self.by != "patient":
             patient = patient_of(cells[columns.patient])
         if columns.scan and self.by == "path":
-            scan = value_of(cells[columns.scan])
+            scan = identifier_of(cells[columns.scan])
         key = self.key_of(cells[self.column])
         return Row(f"{self.path}", line, key, label, side, patient, scan)
 
@@ -162,7 +180,7 @@ class LabelTable:
             return nfc(cell.strip())
         if self.by == "path":
             return letters_of(cell).strip().replace("\\", "/").rstrip("/")
-        return folded(value_of(cell))
+        return folded(identifier_of(cell))
 
     @cached_property
     def has_both_sides(self) -> bool:
@@ -197,6 +215,7 @@ class LabelTable:
         of_side = [row for row in rows if not (side and row.side) or row.side == side]
         people = {row.patient for row in rows} - {""}
         labels = {row.label for row in of_side} - {""}
+        is_of_a_side = self.by == "patient" or self.has_both_sides
         of_one_side = len({row.side for row in of_side}) == 1 and of_side[0].side
         reason = ""
         if not rows:
@@ -205,13 +224,13 @@ class LabelTable:
             reason = OTHER_SIDE
         elif not labels:
             reason = NO_LABEL
-        elif len(labels) > 1 or (not side and of_one_side and self.has_both_sides):
+        elif len(labels) > 1 or (not side and of_one_side and is_of_a_side):
             reason = NO_SIDE
         ids = frozenset((row.table, row.line) for row in of_side or rows)
         label = "" if reason else labels.pop()
         scans = {row.scan for row in of_side} - {""}
         patient, scan = (found.pop() if len(found) == 1 else "" for found in (people, scans))
-        return Answer(label, patient, ids, reason, scan)
+        return Answer(label, patient, ids, reason, scan, side=side)
 
     def check_clear(self, records: Sequence[Record]) -> None:
         """Raise DataError if a row's path or name is that of several files."""
@@ -228,13 +247,36 @@ class LabelTable:
                     "column called path, or name one of their folders"
                 )
 
+    def note_on_sides(self, answers: Sequence[Answer]) -> list[str]:
+        """On rows that label scans of both sides, though a label may be of one knee."""
+        sides: dict[int, set[str]] = defaultdict(set)
+        for answer in answers:
+            for path, line in answer.rows if answer.label else ():
+                if path == f"{self.path}" and self.by == "patient" and not self.has_sides:
+                    sides[line].add(answer.side)
+        both = sum(len(of - {""}) > 1 for of in sides.values())
+        if not both or self.columns.label == self.columns.side:
+            return []
+        rows = counted(both, "row")
+        return [f"{self.path}: {rows} labelled scans of both sides{SIDES_ADVICE}"]
+
+    def keys_in(self, column: str) -> set[str]:
+        """Its values as --label-key compares them; none if one of them has two labels of a side."""
+        told: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for _, cells in self.table.rows:
+            side = cells[self.columns.side] if self.has_sides else ""
+            key = folded(identifier_of(cells[column])), side
+            told[key].add(value_of(cells[self.columns.label]))
+        is_clear = all(len(labels - {""}) < 2 for (key, _), labels in told.items() if key)
+        return {key for key, _ in told if key} if is_clear else set()
+
     def hint(self, records: Sequence[Record], classes: Sequence[str]) -> list[str]:
         """Flags that would find rows: columns whose values are parts of the paths."""
         counts = Counter()
         for column in filter(None, self.table.columns):
             if column not in (self.columns.label, self.columns.side):
-                keys = {folded(value_of(row.cells[column])) for row in self.table.rows} - {""}
-                if not why_unclear(keys, records, classes):
+                keys = self.keys_in(column)
+                if keys and not why_unclear(keys, records, classes):
                     known = ({x for x, of in parts_of(r).items() if of.is_key} for r in records)
                     counts[column] = sum(not keys.isdisjoint(parts) for parts in known)
         return [
@@ -274,7 +316,7 @@ class Labels:
         return told
 
     def told(self, record: Record, sides: frozenset[str]) -> Record:
-        if record.labels and not record.label:  # --name-pattern leaves it out
+        if record.labels and record.labels[0] == Told("", LabelBy.PATTERN):  # it leaves it out
             return record
         answers = [table.answer(record, sides) for table in self.of_files]
         labelled = [answer for answer in answers if answer.label]
@@ -326,6 +368,8 @@ class Labels:
         matched = frozenset().union(*(answer.rows for answer in answers))
         notes = []
         for table in self.tables:
+            notes += [note] if (note := table.note_on_columns()) else []
+            notes += table.note_on_sides(answers)
             of = f"of {counted(len(table.rows), 'row')} without a"
             lonely = sum((row.table, row.line) not in matched for row in table.rows)
             empty = sum(not row.label for row in table.rows)
@@ -353,7 +397,7 @@ class Part(NamedTuple):
 
     level: int  # 0 is the first folder, -1 the name
     is_key: bool  # a short number is only as a whole folder or name
-    above: str  # of a short number: the folders above it
+    above: str  # the folders above it
 
 
 def parts_of(record: Record) -> dict[str, Part]:
@@ -368,21 +412,22 @@ def parts_of(record: Record) -> dict[str, Part]:
             is_short = part.isdecimal() and len(part) <= SHORT
             is_slice = level < 0 and number is not None and part == number.text
             if part and not is_slice and (part == whole or folded(part) not in found):
-                above = "/".join(folders[:level] if level >= 0 else folders) if is_short else ""
+                above = "/".join(folders[:level] if level >= 0 else folders)
                 found[folded(part)] = Part(level, part == whole or not is_short, above)
     return found
 
 
 def why_unclear(keys: Container[str], records: Sequence[Record], classes: Sequence[str]) -> str:
     """Why the parts of paths that are among the keys may tell something else: they stand at several
-    places, or a short number is below folders that may be several sites. "" if nothing does.
+    places, or one is below folders that may be several sites. "" if nothing does.
     """
     levels, above = {}, defaultdict(set)
     for record in records:
         for name, part in parts_of(record).items():
             if name in keys and part.is_key:
                 levels.setdefault(part.level, record.path)
-                above[name].add(others_in(part.above, classes))
+                is_told = record.way == PatientBy.PATTERN  # then a person says who is one
+                above[name].add("" if is_told else others_in(part.above, classes))
     if len(levels) > 1:
         return f"values stand at different places of the paths: {abridged(sorted(levels.values()))}"
     sites = ((name, sorted(folders)) for name, folders in above.items() if len(folders) > 1)
@@ -399,7 +444,7 @@ def is_path_of(path: str, record: Record) -> bool:
 
 def read_manifest(path: Path) -> LabelTable:
     """A table whose rows name files. Raises UserError, as DataError where a column is missing."""
-    table = LabelTable(path, Options(), "manifest")
+    table = LabelTable(path, Options(), is_manifest=True)
     if table.by == "path":
         return table
     near = [x for x in table.table.columns if meant(x, PATH)]

@@ -39,10 +39,14 @@ SIDE_LETTER = re.compile(r"(?:(?<![^\W_])|(?<=\b9\d{6}))([lr])(?![^\W_])", re.IG
 OAI_PATIENT = re.compile(r"(?:(?<=/)|^)(?:OAI)?(9\d{6})(?!\d)", re.IGNORECASE)
 SLICE_NUMBER = re.compile(r"(?<!\d)\d{1,5}(?![^\W_])")
 PATIENT_WORDS = "patient pat pt subject subj sub participant person case pid p".split()
-# A part that begins a folder or a name: a word for patients with its number; of BIDS also sub-AB7.
+# A part that begins a folder or a name: a word for patients with its number, of 8 digits at most
+# (of 11, a date is among them); of BIDS also sub-AB7.
 PATIENT_PART = re.compile(
-    rf"(?:(?<=/)|^)((?:{'|'.join(PATIENT_WORDS)})[-_ ]?\d+|sub-[a-z]+\d+)(?![^\W_])", re.IGNORECASE
+    rf"(?:(?<=/)|^)((?:{'|'.join(PATIENT_WORDS)})[-_ ]?\d{{1,8}}|sub-[a-z]+\d+)(?![^\W_])",
+    re.IGNORECASE,
 )
+# A number that a hyphen or dot joins to it, but not a slice's: P01-003 may be site and patient.
+JOINED = re.compile(r"[-.]\d{1,5}(?![^\W_])(?=[^/]*\d|[^/]*/)")
 WORD_AND_REST = re.compile(r"([^\W\d_]*)[\W_]*(.*)", re.S)
 DATE = r"(?:19|20)\d\d([-_.]?)[01]\d\1[0-3]\d|[0-3]\d([-_.]?)[01]\d\2(?:19|20)\d\d"
 VISIT = (
@@ -116,8 +120,8 @@ def label_of_folder(folder: str, classes: Sequence[str]) -> str | None:
 
 
 def folded(text: str) -> str:
-    """The same for p01, P01 and p1."""
-    return re.sub(r"0*(\d+)", r"\1", nfc(text).strip().casefold())
+    """The same for p01, P01 and p1; not for 1.05 and 1.5."""
+    return re.sub(r"(?<!\d)(?<!\d[.,])0+(?=\d)", "", nfc(text).strip().casefold())
 
 
 @cache
@@ -160,12 +164,15 @@ def others_in(path: str, classes: Sequence[str], more: str = NEVER) -> str:
 
 
 def patient_part(stem: str) -> Span | None:
-    """The first part such as p01, sub-01, patient_7 or case012; None if there are two that differ.
+    """The first part such as p01, sub-01, patient_7 or case012; None if there are two that differ,
+    or a number is joined to it that may be the patient's, as in P01-003.
 
     docs/data.md lists the words.
     """
     found = list(PATIENT_PART.finditer(stem))
-    if len({folded(match[1]) for match in found}) != 1:
+    ends = [match.end(1) for match in found]
+    joined = any(JOINED.match(stem, x) and not VISIT_OR_DATE.match(stem, x + 1) for x in ends)
+    if joined or len({folded(match[1]) for match in found}) != 1:
         return None
     return Span(found[0][1], *found[0].span(1))
 

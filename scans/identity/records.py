@@ -53,6 +53,7 @@ class Answer(NamedTuple):
     reason: str = ""  # why there is no label
     scan: str = ""
     corrected: tuple[str, str] | None = None  # a scan whose label was replaced, and that label
+    side: str = ""  # of the record, that other rules tell
 
 
 class Record(NamedTuple):
@@ -65,7 +66,7 @@ class Record(NamedTuple):
     patients: tuple[Told, ...] = ()
     patient_span: Span | None = None  # where the path holds the patient: its digits count no slice
     scan: str = ""
-    number: int = 0
+    number: int | None = None  # None: nothing tells it yet
     is_written: bool = False  # by --write-slices: its name tells all that was known
     answer: Answer | None = None  # of tables of labels
     problem: Problem | None = None  # two rules disagree
@@ -119,7 +120,7 @@ class Record(NamedTuple):
         if prefix and self.way == PatientBy.WORD:
             patient = os.path.join(prefix, patient)
         if self.volume is None:
-            yield Slice(self.source, None, self.label, patient, scan, self.number)
+            yield Slice(self.source, None, self.label, patient, scan, self.number or 0)
         else:
             for i in range(self.volume.slicing.slices):
                 yield Slice(self.source, i, self.label, patient, scan, i, self.volume)

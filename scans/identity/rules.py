@@ -10,6 +10,7 @@ another rule stops the program.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from common.files import abridged
@@ -39,8 +40,10 @@ def identify(
 ) -> Identified:
     """Apply all rules. Raises DataError where a rule parts one person of another."""
     found = [apply(RULES, record, context) for record in records]
-    found = without_doubtful_digits(found, context)
-    found, shared = without_shared_words(found, context)
+    is_by_table = bool(tables and tables.of_files) or any(is_of_manifest(x) for x in found)
+    words = () if is_by_table else context.classes  # folders called so are no sites
+    found = without_doubtful_digits(found, words)
+    found, shared = without_shared_words(found, words)
     if tables and tables.of_files:
         found = tables.tell(found, [sides_of(record, context) for record in found])
     found, copies = without_copies([settle_label(record) for record in found])
@@ -54,15 +57,18 @@ def identify(
     remarks = [*copies, *spellings, *not_matched(found)]
     remarks += [record.problem for record in found if record.problem]
     labelled = [record for record in found if record.label]
-    question = question_of(labelled, shared, context) if context.root else ""
+    if not labelled and tables and any(table.by == "patient" for table in tables.of_files):
+        question = question_of(found, shared, context)  # whose row can't be found without it
+    else:
+        question = question_of(labelled, shared, context) if context.root else ""
     return Identified(found, remarks, ways_of(labelled or found), question)
 
 
 def compile_pattern(text: str) -> Search:
     """A --name-pattern. Raises DataError if it is none, or has none of its groups."""
     search = Search("name_pattern", names.nfc(text))
-    if not set(GROUPS) & set(search.pattern.groupindex):
-        groups = ", ".join(f"(?P<{name}>...)" for name in GROUPS)
+    if not set(GROUPS) - {"site"} & set(search.pattern.groupindex):
+        groups = ", ".join(f"(?P<{name}>...)" for name in GROUPS if name != "site")
         raise DataError(f"--name-pattern {text}: has none of the groups {groups} (lower case)")
     return search
 
@@ -85,6 +91,8 @@ def by_pattern(record: Record, context: Context) -> Record:
         return record._replace(labels=(Told("", LabelBy.PATTERN),))
     groups = {name: text.strip() for name, text in match.groupdict().items() if text}
     word = groups.get("label") or groups.get("side")
+    if "label" not in groups and label_of_word(word or "", SIDES):  # of other classes it is none
+        word = word if names.are_sides(context.classes) else ""
     if word and not record.labels:
         label = label_of_word(word, context.classes)
         record = record.with_label(label or "", LabelBy.PATTERN)
@@ -137,7 +145,7 @@ def by_own_name(record: Record, context: Context) -> Record:
         patients=patients,
         is_written=is_written,
         scan=record.scan or identity.scan + record.series,
-        number=record.number or identity.number,
+        number=identity.number if record.number is None else record.number,
     )
 
 
@@ -192,14 +200,15 @@ def by_header(record: Record, context: Context) -> Record:
 
 
 RULES = (by_pattern, by_dicom, by_own_name, by_oai_digits, by_word, by_path, by_header)
-OF_SIDES = (by_own_name, by_path, by_header)
+OF_SIDES = (by_pattern, by_own_name, by_path, by_header)
 
 
 def sides_of(record: Record, context: Context) -> frozenset[str]:
     """The sides that all rules tell, whatever the classes are."""
     bare = Record(record.source, record.path, record.volume)
-    told = apply(OF_SIDES, bare, Context(SIDES, context.options, context.root)).labels
-    return frozenset(value for value, _ in told)
+    told = apply(OF_SIDES, bare, replace(context, classes=SIDES)).labels
+    by_person = [value for value, by in told if by == LabelBy.PATTERN]
+    return frozenset(by_person or (value for value, _ in told)) - {""}
 
 
 # ---- what rules tell -> one label ----------------------------------------------------------------
@@ -249,7 +258,11 @@ def without_copies(records: list[Record]) -> tuple[list[Record], list[Problem]]:
 # ---- patients ------------------------------------------------------------------------------------
 
 
-def without_doubtful_digits(records: list[Record], context: Context) -> list[Record]:
+def is_of_manifest(record: Record) -> bool:
+    return bool(record.labels) and record.labels[0].by == LabelBy.MANIFEST
+
+
+def without_doubtful_digits(records: list[Record], words: Sequence[str]) -> list[Record]:
     """Take back that seven digits are an OAI patient if the paths also hold something else that
     might be one, as in anna/9123456_LEFT and bob/9234567_LEFT: no two people share it.
     """
@@ -257,9 +270,7 @@ def without_doubtful_digits(records: list[Record], context: Context) -> list[Rec
     for record in records:
         if record.way == PatientBy.OAI:
             span, stem = record.patient_span, record.stem
-            rest = names.others_in(
-                stem[: span.start] + stem[span.end :], context.classes, names.OAI_NUMBER
-            )
+            rest = names.others_in(stem[: span.start] + stem[span.end :], words, names.OAI_NUMBER)
             others[record.patient].add(rest)
     if len(others) < 2 or set.intersection(*others.values()):
         return records
@@ -270,7 +281,7 @@ def without_doubtful_digits(records: list[Record], context: Context) -> list[Rec
 
 
 def without_shared_words(
-    records: list[Record], context: Context
+    records: list[Record], words: Sequence[str]
 ) -> tuple[list[Record], dict[str, list[str]]]:
     """Take back what the word rule told, where a part such as patient_3 stands below two folders
     that might be two sites. Folders for classes, visits and subsets are none.
@@ -281,7 +292,7 @@ def without_shared_words(
     for record in records:
         if record.way == PatientBy.WORD:
             path = record.scan if record.is_written else record.path
-            above = names.others_in(path[: record.patient_span.start], context.classes)
+            above = names.others_in(path[: record.patient_span.start], words)
             folders[names.patient_key(record.patient)].add(above)
     shared = {patient: sorted(of) for patient, of in folders.items() if len(of) > 1}
     if not shared:

@@ -18,18 +18,20 @@ from scans.slices import DataError
 
 def tell_scans(records: list[Record], context: Context) -> list[Record]:
     """Fill in the scan and the number of each record that no other rule has told."""
-    told = [x._replace(scan=x.scan or x.path + x.series) if x.volume else x for x in records]
+    told = [
+        x._replace(scan=x.scan or x.path + x.series, number=0) if x.volume else x for x in records
+    ]
     if size := context.options.slices_per_scan:
         return every_few(told, size)
     root = os.path.basename(os.path.abspath(context.root or "."))
-    return [record if record.scan else by_last_number(record, root) for record in told]
+    return [x if x.scan and x.number is not None else by_last_number(x, root) for x in told]
 
 
 def by_last_number(record: Record, name_of_none: str) -> Record:
     """name_of_none: of a scan whose names have nothing but the number."""
     stem, number = record.stem, names.last_number(record.stem, record.patient_span)
     rest = names.without(stem, number) if number else stem
-    scan = names.normalised_scan(rest, record.label) or name_of_none
+    scan = record.scan or names.normalised_scan(rest, record.label) or name_of_none
     return record._replace(scan=scan, number=int(number.text) if number else 0)
 
 

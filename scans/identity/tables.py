@@ -2,7 +2,7 @@
 
     value_of("2,0") == "2"; value_of("NA") == ""
     columns_of(path, table).patient  # "Patient ID"
-    find_file(folder, "größe.png")   # as the disk has it
+    find_files(folder, ["größe.png"])  # as the disk has it
 
 Whole tables: labels.py.
 """
@@ -12,12 +12,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from common.files import abridged
-from common.tables import Table, plain_name
-from scans.identity.names import folded, label_of_word, nfc
+from common.tables import Table, letters_of, plain_name
+from scans.identity.names import folded, label_of_word
 from scans.names import natural_order
 from scans.slices import SIDES, DataError
 
@@ -25,22 +26,18 @@ PATH = "path file filename filepath image imagepath img volume".split()
 PATIENT = "patient patientid subject subjectid participant participantid".split()
 SCAN = "scan scanid series seriesuid seriesinstanceuid volumeid".split()
 SIDE = "side laterality".split()
+SITE = "site center centre hospital".split()
 LABEL = [["label", "class", "target", "category"], ["grade"]]  # the first group that is there
 MAY_BE_PATIENT = "id case caseid name pid person mrn accession studyid".split()
+ADVICE = {True: "call it so", False: "--label-column NAME says which tells it"}
 NOBODY = {"unknown", "none", "?", "-"}
 MISSING = {"", ".", "na", "n/a", "nan", "null"}
 DECIMAL = re.compile(r"(\d+)[.,](\d+)")  # 2.0 is 2: pandas wrote it; a German Excel writes 2,0
+WHOLE = re.compile(r"(\d+)[.,]0+")
 CODED = re.compile(r"(\d+|\.\w?)\s*:\s*(.*)", re.S)  # 2: Minimal, as the OAI writes it
 
 
 # ---- cells ---------------------------------------------------------------------------------------
-
-
-def letters_of(cell: str) -> str:
-    """In composed form; bytes that are no UTF-8 are read as Windows' letters (cp1252)."""
-    if any("\udc80" <= character <= "\udcff" for character in cell):
-        cell = cell.encode("utf-8", "surrogateescape").decode("cp1252", "surrogateescape")
-    return nfc(cell)
 
 
 def text_of(cell: str) -> str:
@@ -61,8 +58,17 @@ def value_of(cell: str) -> str:
     return f"{decimal[1]}.{decimal[2].rstrip('0')}".rstrip(".") if decimal else text
 
 
+def identifier_of(cell: str) -> str:
+    """The text of a cell that names something: 7 for 7.0, but 1.10 stays, and 1.05."""
+    if not value_of(cell):
+        return ""
+    text = text_of(cell)
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
 def patient_of(cell: str) -> str:
-    value = value_of(cell)
+    value = identifier_of(cell)
     return "" if value.lower() in NOBODY else value
 
 
@@ -119,9 +125,12 @@ class Columns(NamedTuple):
     patient: str | None
     scan: str | None
     side: str | None
+    site: str | None
 
 
-def columns_of(path: Path, table: Table, label_column: str | None = None) -> Columns:
+def columns_of(
+    path: Path, table: Table, label_column: str | None = None, is_manifest: bool = False
+) -> Columns:
     """Raises DataError if two columns may tell the same, or none tells the label."""
 
     def only(words: Sequence[str], role: str) -> str | None:
@@ -140,18 +149,28 @@ def columns_of(path: Path, table: Table, label_column: str | None = None) -> Col
         hint = next(filter(None, (meant(word, table.columns) for word in wanted)), "")
         raise DataError(
             f"{path}: no column is called {wanted[0]}: it has {', '.join(table.columns)}"
-            + (hint or "; --label-column NAME says which tells it, of a table for --labels")
+            + (hint or f"; {ADVICE[is_manifest]}")
         )
-    return Columns(only(PATH, "path"), label, only(PATIENT, "patient"), only(SCAN, "scan"), side)
+    patient, scan = only(PATIENT, "patient"), only(SCAN, "scan")
+    return Columns(only(PATH, "path"), label, patient, scan, side, only(SITE, "site"))
 
 
-def find_file(folder: Path, path: str) -> str:
-    """A path below a folder as the disk has it, where only Unicode's form or the bytes of letters
-    differ (see `letters_of`); as it was given if there is none.
+def find_files(folder: Path, paths: Sequence[str]) -> list[str]:
+    """Paths below a folder as the disk has them, where only Unicode's form or the bytes of letters
+    differ (see `letters_of`); as they were given where there are none.
     """
-    found = os.fspath(folder)
-    for part in Path(path).parts:
-        is_there = os.path.exists(os.path.join(found, part)) or not os.path.isdir(found)
-        names = [] if is_there else os.listdir(found)
-        found = os.path.join(found, next((x for x in names if letters_of(x) == part), part))
-    return found
+
+    @cache
+    def names_in(folder: str) -> dict[str, str]:
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        return {letters_of(name): name for name in names}
+
+    def find(path: str) -> str:
+        found = os.fspath(folder)
+        if os.path.exists(os.path.join(found, path)):
+            return os.path.join(found, path)
+        for part in Path(path).parts:
+            found = os.path.join(found, names_in(found).get(part, part))
+        return found
+
+    return [os.path.normpath(find(path)) for path in paths]

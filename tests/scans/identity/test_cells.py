@@ -112,7 +112,7 @@ def columns(header: str, label_column: str | None = None) -> list[str | None]:
 )
 def test_columns_may_be_called_in_several_ways(header, found):
     names = header.split(",")
-    assert columns(header) == [None if i is None else names[i] for i in found]
+    assert columns(header) == [None if i is None else names[i] for i in (*found, None)]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,10 @@ def test_a_column_that_may_be_the_patient_is_named(tmp_path):
     write_images(tmp_path, "p1_1.png", "p2_1.png")
     path = write_manifest(tmp_path, "path,label,id\np1_1.png,left,7\np2_1.png,right,8\n")
     listing = list_slices(path)
-    assert any("if id tells it, call it so" in str(p) for p in listing.of_kind(Kind.REMARK))
+    assert any(
+        "not used: id; if id tells the patient, call it patient" in str(p)
+        for p in listing.of_kind(Kind.REMARK)
+    )
     assert {s.patient for s in listing.slices} == {"p1", "p2"}
 
 
