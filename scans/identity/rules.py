@@ -159,10 +159,9 @@ def by_oai_digits(record: Record, context: Context) -> Record:
 
 def by_word(record: Record, context: Context) -> Record:
     """A part such as p01 or sub-01 that begins a folder or a name."""
-    if record.patients:
+    if record.patients or record.is_written:
         return record
-    path = record.scan if record.is_written else record.stem
-    span = names.patient_part(path)
+    span = names.patient_part(record.stem)
     return record.with_patient(span.text, PatientBy.WORD, span) if span else record
 
 
@@ -291,8 +290,7 @@ def without_shared_words(
     folders: dict[str, set[str]] = defaultdict(set)
     for record in records:
         if record.way == PatientBy.WORD:
-            path = record.scan if record.is_written else record.path
-            above = names.others_in(path[: record.patient_span.start], words)
+            above = names.others_in(record.path[: record.patient_span.start], words)
             folders[names.patient_key(record.patient)].add(above)
     shared = {patient: sorted(of) for patient, of in folders.items() if len(of) > 1}
     if not shared:
