@@ -425,7 +425,7 @@ def keep_split(args: argparse.Namespace) -> int:
     command = ["python", "train.py", "--data-dir", args.data_dir, "--split-file", args.write_split]
     for name in ("classes", *NAMING):
         if value := getattr(args, name):
-            values = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [] if value is True else [value]
             command += [f"--{name.replace('_', '-')}", *values]
     print_lines(f"next: {' '.join(map(typed, map(str, command)))}")
     return 0

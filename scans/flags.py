@@ -14,7 +14,10 @@ from scans.slices import Options
 from scans.volumes import PLANES
 
 # The flags of add_naming_arguments.
-NAMING = "name_pattern labels label_column label_key slices_per_scan patients series echo".split()
+NAMING = (
+    "name_pattern labels label_column label_key slices_per_scan patients side_by_position series "
+    "echo".split()
+)
 
 
 def add_data_arguments(group: argparse._ActionsContainer) -> None:
@@ -52,6 +55,8 @@ def add_naming_arguments(group: argparse._ActionsContainer) -> None:
     add("--slices-per-scan", type=positive_int, metavar="N", help="make each N images a scan")
     patients = "treat each scan whose patient nothing tells as another person"
     add("--patients", choices=["scan"], help=patients)
+    position = "take the side of a volume's position in the scanner where nothing else tells it"
+    add("--side-by-position", action="store_true", help=position)
     add("--series", metavar="REGEX", help="read DICOM series so described alone")
     echo = "which of a series (default: 1, the shortest)"
     add("--echo", type=positive_int, metavar="N", help=echo)

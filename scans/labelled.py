@@ -68,7 +68,7 @@ def list_labelled(
         short = listing.of_kind(Kind.LOCALIZER)
         if short and not others:
             raise DataError(f"{path}: no scan, but {short[0]}")
-        advice = list(map(str, remarks)) if options.labels else []
+        advice = list(map(str, remarks))
         advice += [line for problem in listing.of_kind(Kind.NAMELESS) for line in problem.lines]
         raise DataError(nothing_labelled(path, others, listing.classes, options), *advice)
     if others:

@@ -42,6 +42,7 @@ class Options:
     label_key: str | None = None  # their column whose values are a part of the path each
     patients: str | None = None  # "scan": each scan whose patient nothing tells is another person
     series: str | None = None  # regular expression: of descriptions, the series that are read
+    side_by_position: bool = False  # a volume's position in the scanner alone tells its side
     echo: int | None = None  # of several echoes of a series: 1 is the shortest, as None is
     cache_dir: Path | None = None  # keeps the headers of volumes; None: they are not kept
     # The folder that --name-pattern was made for: paths inside it are read from there.

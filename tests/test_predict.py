@@ -278,16 +278,19 @@ def test_attention_is_drawn_for_each_slice_and_each_scan(finished_run, knees, tm
         assert Image.open(picture).convert("L").getextrema() == (0, 255)
 
 
-def test_a_volume_is_a_scan_with_the_side_of_its_position(finished_run, tmp_path, capsys):
+def test_a_volume_has_the_side_of_its_position_if_it_is_asked_for(finished_run, tmp_path, capsys):
     sitk = pytest.importorskip("SimpleITK")
     for name, x in (("a.nii.gz", -90.0), ("b_LEFT.nrrd", 60.0)):
         pixels = np.random.default_rng(0).integers(0, 999, (12, 20, 24)).astype(np.int16)
         image = sitk.GetImageFromArray(pixels)
         image.SetOrigin((x, 0.0, 5.0))
         sitk.WriteImage(image, str(tmp_path / name))
-    predict.main([str(finished_run / "best.pt"), str(tmp_path), "--json"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(row["expected"], row["slices"]) for row in rows] == [("right", 12), ("left", 12)]
+    for flag, side in (([], ""), (["--side-by-position"], "right")):
+        predict.main([str(finished_run / "best.pt"), str(tmp_path), "--json", *flag])
+        said = capsys.readouterr()
+        rows = [json.loads(line) for line in said.out.splitlines()]
+        assert [(row["expected"], row["slices"]) for row in rows] == [(side, 12), ("left", 12)]
+        assert ("1 scan whose side nothing but the position" in said.err) == (not flag)
 
 
 def folders_of_sides(

@@ -46,7 +46,8 @@ def identify(
     found, shared = without_shared_words(found, words)
     if tables and tables.of_files:
         found = tables.tell(found, [sides_of(record, context) for record in found])
-    found, copies = without_copies([settle_label(record) for record in found])
+    found, by_position = not_by_position([settle_label(record) for record in found], context)
+    found, copies = without_copies(found)
     found = tell_scans(found, context)
     if tables and tables.of_scans:
         found = tables.correct(found, context.prefix)
@@ -54,7 +55,7 @@ def identify(
         found = [x if x.patient else x.with_patient(x.scan, PatientBy.EACH) for x in found]
     found, spellings = in_one_spelling(found)
     check_nobody_is_parted(found)
-    remarks = [*copies, *spellings, *not_matched(found)]
+    remarks = [*by_position, *copies, *spellings, *not_matched(found)]
     remarks += [record.problem for record in found if record.problem]
     labelled = [record for record in found if record.label]
     if not labelled and tables and any(table.by == "patient" for table in tables.of_files):
@@ -206,6 +207,8 @@ def sides_of(record: Record, context: Context) -> frozenset[str]:
     """The sides that all rules tell, whatever the classes are."""
     bare = Record(record.source, record.path, record.volume)
     told = apply(OF_SIDES, bare, replace(context, classes=SIDES)).labels
+    if not context.options.side_by_position:
+        told = [x for x in told if x.by != LabelBy.POSITION]
     by_person = [value for value, by in told if by == LabelBy.PATTERN]
     return frozenset(by_person or (value for value, _ in told)) - {""}
 
@@ -238,6 +241,22 @@ def settle_label(record: Record) -> Record:
     kind = Kind.REMARK if by_person else Kind.CONTRADICTION
     label = first if by_person else Told("", first.by)
     return record._replace(labels=(label,), problem=Problem(record.source, kind, text))
+
+
+def not_by_position(records: list[Record], context: Context) -> tuple[list[Record], list[Problem]]:
+    """Without labels that the position in the scanner alone tells, as of a heart, unless they are
+    asked for.
+    """
+    found = [x for x in records if x.label and x.labels[0].by == LabelBy.POSITION]
+    if not found or context.options.side_by_position:
+        return records, []
+    left_out = {x.source for x in found}
+    text = (
+        f"{counted(len(found), 'scan')} whose side nothing but the position in the scanner tells: "
+        f"no label (--side-by-position takes it): {abridged([x.path for x in found], 3)}"
+    )
+    records = [x._replace(labels=()) if x.source in left_out else x for x in records]
+    return records, [Problem("", Kind.REMARK, text)]
 
 
 def without_copies(records: list[Record]) -> tuple[list[Record], list[Problem]]:

@@ -72,7 +72,8 @@ def test_an_archive_is_read_as_its_folder_is(tmp_path, ending, mode):
         folder.origin,
     )
     assert np.array_equal(read_slices(archive), read_slices(folder))
-    (s, *_) = list_slices(tmp_path / "b").slices
+    options = Options(side_by_position=True)
+    (s, *_) = list_slices(tmp_path / "b", None, options).slices
     assert (s.scan, s.patient, s.label) == (f"9000001/s{ending}", "p7", "right")
 
 

@@ -121,7 +121,8 @@ def test_multi_frame_dicom_is_a_source_by_itself(tmp_path):
     sitk.WriteImage(image, str(tmp_path / "frames"), imageIO="GDCMImageIO")
     (v,), problems = find(tmp_path)
     assert not problems and v.source.endswith("frames")
-    assert list_slices(tmp_path).slices[0].label == "right"
+    options = Options(side_by_position=True)
+    assert list_slices(tmp_path, None, options).slices[0].label == "right"
     assert read_slices(v).shape == (7, 20, 16)
 
 
@@ -163,7 +164,7 @@ def test_image_called_like_a_slice_of_a_volume_is_an_image(tmp_path):
     sitk.WriteImage(volume(noise(9, 5, 5)), str(tmp_path / "scan.nii"))
     Image.new("L", (5, 5), 77).save(tmp_path / "scan#7.png")
     Image.new("L", (5, 5), 78).save(tmp_path / "scan.nii#7.png")
-    listing = list_slices(tmp_path)
+    listing = list_slices(tmp_path, None, Options(side_by_position=True))
     images = {Path(s.source).name: s for s in listing.slices if s.index is None}
     assert images.keys() == {"scan#7.png", "scan.nii#7.png"} and not listing.problems
     assert len(listing.slices) == 11

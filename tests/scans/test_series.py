@@ -161,7 +161,7 @@ def test_the_line_to_type_chooses_both_sides_and_nothing_else(
         tags = {"0008|103e": text, "0010|0020": "p1" if k < 3 else "p2", "0008|0020": "20040101"}
         write_dicom(tmp_path / "v" / f"{k}", noise(6, 6, 6), tags, x=x)
     with pytest.raises(SeveralSequences) as caught:
-        list_labelled(tmp_path)
+        list_labelled(tmp_path, None, Options(side_by_position=True))
     typed = str(caught.value).rpartition("--series ")[2].strip("'")
     chosen = list_labelled(tmp_path, None, Options(series=typed)).slices
     assert {s.volume.description for s in chosen} == {left, right}
@@ -175,12 +175,12 @@ def test_other_visits_and_other_knees_may_have_other_series(tmp_path):
     ):
         tags = {"0008|103e": text, "0010|0020": "p1", "0008|0020": date}
         write_dicom(tmp_path / f"{k}", noise(6, 6, 6), tags, x=x)
-    slices = list_slices(tmp_path).slices
-    check_one_sequence(slices)
+    options = Options(side_by_position=True)
+    check_one_sequence(list_slices(tmp_path, None, options).slices)
     assert sequence_of("B_LEFT") == sequence_of("b right") == "B"
     write_dicom(tmp_path / "3", noise(6, 6, 6), tags | {"0008|103e": "C", "0020|000e": "7"}, x=70)
     with pytest.raises(SeveralSequences, match="one visit: B "):
-        check_one_sequence(list_slices(tmp_path).slices)
+        check_one_sequence(list_slices(tmp_path, None, options).slices)
 
 
 def test_descriptions_that_are_no_text_stay_one_line(tmp_path):

@@ -39,7 +39,8 @@ def read(path: Path, plane: str = "stored") -> np.ndarray:
 def tell(v: Volume, root: Path) -> tuple[str | None, str]:
     """The side and who told it first, or None and why not."""
     record = Record(v.source, below(v.path, root, ""), v)
-    found = identify([record], Context(SIDES, Options(), str(root)))
+    options = Options(side_by_position=True)
+    found = identify([record], Context(SIDES, options, str(root)))
     (record,) = found.records
     if record.label:
         return record.labels[0]

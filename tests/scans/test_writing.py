@@ -96,8 +96,8 @@ def test_volumes_of_every_kind_of_name_are_read_back(knees, out, capfd):
     knees = knees / "left" / "in"
     for name, x in [
         (akoa, -70),
-        ("p01/visit1/knee.nrrd", 70),
-        ("p01/visit2/knee.nrrd", 70),
+        ("p01/visit1/left/knee.nrrd", 70),
+        ("p01/visit2/left/knee.nrrd", 70),
         ("p02_LEFT.mha", 70),
         ("p03_LEFT.mha", -70),
         ("p04/left.nii", -70),
@@ -110,18 +110,18 @@ def test_volumes_of_every_kind_of_name_are_read_back(knees, out, capfd):
     }
     assert scans == {
         akoa: ("right", "OAI9014797", 6),
-        "p01/visit1/knee.nrrd": ("left", "p01", 6),
-        "p01/visit2/knee.nrrd": ("left", "p01", 6),
+        "p01/visit1/left/knee.nrrd": ("left", "p01", 6),
+        "p01/visit2/left/knee.nrrd": ("left", "p01", 6),
         "p02_LEFT.mha": ("left", "p02", 6),
         "p03_LEFT.mha": ("", "p03", 6),
         "p04/left.nii": ("", "p04", 6),
-        "p9/dicom": ("right", "../p/5", 8),
+        "p9/dicom": ("", "../p/5", 8),
     }
     assert [s.number for s in list_slices(out).slices if s.scan == akoa] == list(range(6))
     with Image.open(out / f"{akoa}_0.png") as image:
         assert (image.mode, image.size) == ("L", (12, 9))
     printed, errors = capfd.readouterr()
-    assert printed == f"{out}: 44 slices, 12 of them without a label\n"
+    assert printed == f"{out}: 44 slices, 20 of them without a label\n"
     assert errors.splitlines()[:2] == [
         f"dataset.py: {knees}/p03_LEFT.mha: the name says left, its position right",
         f"dataset.py: {knees}/p04/left.nii: the name says left, its position right",
@@ -335,7 +335,7 @@ def test_volumes_that_cannot_be_read_and_localizers_exit_1(tmp_path, knees, out,
     assert keep(knees / "good.nii.gz", tmp_path / "one") == 0
     slices = list_slices(tmp_path / "one").slices
     assert {(s.label, s.patient, s.scan) for s in slices} == {
-        ("right", "", f"{knees}/good.nii.gz")  # as predict.py has it of a single file
+        ("", "", f"{knees}/good.nii.gz")  # as predict.py has it of a single file
     }
     assert [s.number for s in slices] == list(range(6))
     (knees / "cut.nii.gz").write_bytes((knees / "good.nii.gz").read_bytes()[:-500])

@@ -235,3 +235,23 @@ def test_a_manifest_of_files_that_are_not_there_is_refused_at_once(tmp_path):
     with pytest.raises(DataError, match="4,000 files are not there"):
         list_labelled(path)
     assert time.process_time() - started < 10
+
+
+# ---- hearts --------------------------------------------------------------------------------------
+
+
+def test_the_position_in_the_scanner_alone_is_no_side(tmp_path):
+    """A heart lies at the left: it is no left knee, unless somebody asks for it."""
+    made = pytest.importorskip("volume_files")
+    for p in (1, 2, 3):
+        made.write_volume(tmp_path / "d" / f"p{p}.nii.gz", x=60.0 * (-1) ** p)
+    with pytest.raises(
+        DataError, match="3 scans whose side nothing but the position in the scanner"
+    ):
+        list_labelled(tmp_path / "d")
+    found = list_labelled(tmp_path / "d", None, Options(side_by_position=True)).slices
+    assert {s.patient: s.label for s in found} == {"p1": "right", "p2": "left", "p3": "right"}
+    table = write_table(tmp_path, "patient,side,label\n1,right,a\n2,left,b\n3,right,a\n")
+    assert "nothing tells their side" in refused(tmp_path / "d", table)
+    found = listed(tmp_path / "d", table, side_by_position=True).slices
+    assert {s.patient: s.label for s in found} == {"p1": "a", "p2": "b", "p3": "a"}
