@@ -12,14 +12,11 @@ from common.files import open_regular
 from common.program import counted
 from common.signals import check, orderly
 from scans.archives import TooLarge, unpack
-from scans.names import IMAGE_SUFFIXES, is_volume_name
+from scans.names import IMAGE_SUFFIXES, NO_DATA, is_volume_name
 from scans.slices import Kind, NoSeries, Problem, TooShort, Volume, VolumeError
 from scans.volumes import MIN_SLICES, read_header, sorting_number
 
-NOT_DICOM = set(
-    ".txt .csv .json .md .pdf .db .ini .py .pt .zip .gz .tar .tgz .raw .zraw .xml .html .bval "
-    ".bvec".split()
-).union(IMAGE_SUFFIXES)
+NOT_DICOM = {*NO_DATA, *IMAGE_SUFFIXES, *".zip .gz .tar .tgz".split()}
 
 
 def may_be_dicom(name: str) -> bool:

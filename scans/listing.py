@@ -8,6 +8,7 @@ What can be trained on: `labelled.list_labelled`.
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,13 +18,15 @@ from common.files import abridged
 from common.program import MissingPackage, counted, typed
 from common.quiet import quiet_libraries
 from scans import names
-from scans.dicom import problem_of
+from scans.archives import is_archive
+from scans.arrays import is_npz
+from scans.dicom import is_dicom, problem_of
 from scans.identity.labels import Labels, LabelTable, Row, read_labels, read_manifest
 from scans.identity.names import nfc
 from scans.identity.records import Context, LabelBy, PatientBy, Record, Told
 from scans.identity.rules import Identified, compile_pattern, identify
 from scans.identity.tables import find_files
-from scans.names import is_image, natural_order
+from scans.names import is_image, natural_order, strange_ending
 from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume, open_volumes
 from scans.slices import (
     FAILURES,
@@ -153,12 +156,12 @@ def is_manifest(path: str) -> bool:
 
 
 def walk(
-    root: str | Path, problems: list[OSError], own: list[str]
+    root: str | Path, problems: list[OSError], own: list[str], hidden: list[str]
 ) -> Iterator[tuple[str, list[str]]]:
     """Each folder below root and its file names, in the same order on every machine.
 
     Links are followed, and each folder is visited once. Folders that can't be read go to problems,
-    and what these programs made themselves (caches, runs) to own.
+    what these programs made themselves (caches, runs) to own, and those of systems to hidden.
     """
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=problems.append):
@@ -171,7 +174,8 @@ def walk(
             own.append(folder)
             subfolders.clear()
             continue
-        subfolders.sort()
+        hidden += [os.path.join(folder, x) for x in subfolders if names.is_hidden(x)]
+        subfolders[:] = sorted(x for x in subfolders if not names.is_hidden(x))
         yield folder, sorted(files)
 
 
@@ -222,9 +226,9 @@ class Lister:
         """
         found: list[Record] = []
         base = self.base_of(root)
-        lost, failures, own, before = [], [], [], len(self.problems)
+        lost, failures, own, hidden, before = [], [], [], [], len(self.problems)
         not_images = []  # the other files of each folder
-        for folder, files in walk(root, failures, own):
+        for folder, files in walk(root, failures, own, hidden):
             inside = Path(folder).relative_to(root).as_posix()
             start = "/".join([x for x in (base, inside) if x not in ("", ".")] + [""])
             images, others = [], []
@@ -235,7 +239,8 @@ class Lister:
             links = [path for name in others if os.path.islink(path := os.path.join(folder, name))]
             lost += [path for path in links if not os.path.exists(path)]
             not_images.append((folder, others))
-        for volumes, problems in find_all_volumes(not_images, self.options):
+        may_be = [(folder, [x for x in of if not is_npz(x)]) for folder, of in not_images]
+        for volumes, problems in find_all_volumes(may_be, self.options):
             self.problems += problems
             found += [Record(v.source, nfc(below(v.path, root, base)), v) for v in volumes]
         for error in failures:
@@ -245,6 +250,11 @@ class Lister:
             self.note(Kind.REMARK, text)
         if own:
             self.note(Kind.REMARK, f"caches and runs are no data, left out: {abridged(own)}")
+        if hidden:
+            count = counted(len(hidden), "hidden folder")
+            self.note(Kind.REMARK, f"{count}, left out: {abridged(sorted(hidden))}")
+        if text := describe_strange(not_images):
+            self.note(Kind.REMARK, text)
         explained = (*FAILURES, Kind.UNCHOSEN)
         if not (found or any(problem.kind in explained for problem in self.problems[before:])):
             self.note(Kind.EMPTY, "no images and no volumes in this folder", str(root))
@@ -333,6 +343,20 @@ def folder_of(manifest: Path, paths: list[str]) -> str:
     if all(os.path.commonpath([own, file]) == own for file in files):
         return own
     return os.path.commonpath([os.path.dirname(file) for file in files])
+
+
+def describe_strange(folders: list[tuple[str, list[str]]]) -> str:
+    """24 files not read: 20 .h5, 4 .npz; "" if there are none. folders: each with its files."""
+    endings = Counter(
+        ending
+        for folder, files in folders
+        for name in files
+        if (ending := strange_ending(name))
+        and not is_archive(name)
+        and not is_dicom(os.path.join(folder, name))
+    )
+    found = [f"{count:,} {ending}" for ending, count in endings.most_common()]
+    return f"{counted(endings.total(), 'file')} not read: {abridged(found)}" if found else ""
 
 
 def below(path: str, root: Path, base: str) -> str:

@@ -10,6 +10,14 @@ VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.
 VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii\.gz|\.tar\.gz|\.\w+)?", re.S)
 CACHED_PIXELS = re.compile(r"[0-9a-f]{32}\.npy")  # scans/cache.py
 NUMBER = re.compile(r"([0-9]+)")
+# Of systems and programs, beside those whose names begin with a dot.
+HIDDEN = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information"}
+ENDING = re.compile(r".+(\.[a-z][a-z0-9]{0,9})", re.I | re.S)
+# Of files that are no data, or belong to other ones.
+NO_DATA = set(
+    ".txt .csv .tsv .json .md .pdf .db .ini .log .py .pt .raw .zraw .xml .html .yaml .yml .bval "
+    ".bvec".split()
+)
 
 
 def is_image(name: str) -> bool:
@@ -20,6 +28,19 @@ def is_image(name: str) -> bool:
 def is_volume_name(name: str) -> bool:
     """By its ending: NIfTI, NRRD, MetaImage, NumPy. DICOM often has none: see dicom.is_dicom."""
     return bool(VOLUME_NAME.fullmatch(os.path.basename(name)))
+
+
+def is_hidden(folder: str) -> bool:
+    """By its name: .Trash-1000, @eaDir, __MACOSX, ..."""
+    return folder.startswith(".") or folder.lower() in HIDDEN
+
+
+def strange_ending(name: str) -> str:
+    """The ending of a file that may be data of a kind that is not read, such as .h5; or ""."""
+    match = ENDING.fullmatch(name)
+    ending = match[1].lower() if match else ""
+    is_known = is_image(name) or name.startswith(".") or ending in (*NO_DATA, ".dcm", ".ima")
+    return "" if is_known or (is_volume_name(name) and ending != ".npz") else ending
 
 
 def natural_order(name: str) -> list:

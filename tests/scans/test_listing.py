@@ -301,3 +301,34 @@ def test_decoding_an_image_imports_no_model(tmp_path):
     )
     path = tmp_path / "left" / "p1_1.png"
     subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "folder", [".Trash-1000/files", "@eaDir", "__MACOSX", ".ipynb_checkpoints", ".thumbnails"]
+)
+def test_hidden_folders_are_left_out_and_said(tmp_path, folder):
+    write_images(tmp_path / "d", *(f"{x}/p{p}_1.png" for x in ("left", "right") for p in (1, 2)))
+    write_images(tmp_path / "d", f"left/{folder}/p9_1.png")
+    slices, problems = listed(tmp_path / "d")
+    assert len(slices) == 4
+    assert any("1 hidden folder, left out: " in str(p) and folder.split("/")[0] in str(p)
+               for p in problems)  # fmt: skip
+    (tmp_path / "d").rename(tmp_path / ".data")  # a folder that is named is not hidden
+    assert len(listed(tmp_path / ".data")[0]) == 4
+
+
+def test_files_of_other_kinds_are_counted_by_their_endings(tmp_path):
+    write_images(tmp_path, *(f"{x}/p{p}_1.png" for x in ("left", "right") for p in (1, 2)))
+    for name in ("a.h5", "b.H5", "c.npz", "d.psd", "labels.csv", "Thumbs.db", ".DS_Store", "notes"):
+        (tmp_path / "left" / name).write_bytes(b"something else")
+    _, problems = listed(tmp_path)
+    assert [str(p) for p in problems if "not read" in str(p)] == [
+        "4 files not read: 2 .h5, 1 .npz, 1 .psd"
+    ]
+
+
+def test_where_nothing_is_read_the_endings_are_named(tmp_path):
+    for i in range(3):
+        (tmp_path / f"p{i}.h5").write_bytes(b"something else")
+    with pytest.raises(DataError, match=r"no images and no volumes\n3 files not read: 3 \.h5"):
+        list_labelled(tmp_path)
