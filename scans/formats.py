@@ -1,4 +1,4 @@
-"""Files of volumes, looked at before SimpleITK opens them: NIfTI, NRRD, MetaImage, DICOM.
+"""Files of volumes, looked at before SimpleITK opens them: NRRD, MetaImage, DICOM.
 
     check_file("p01.mhd")           # raises VolumeError
     data_files("p01.mhd")           # ("p01.raw",)
@@ -8,23 +8,18 @@ claims, prints what it says, and ends the program where a name is no UTF-8. So h
 first, more strictly than by any library, and what does not follow their formats is refused.
 """
 
-import gzip
 import os
-import struct
 import zlib
-from typing import BinaryIO
 
 import numpy as np
 
 from common.files import NotAFile, check_regular, open_regular
 from scans.dicom_elements import check_elements
-from scans.slices import DAMAGED, Volume, VolumeError
+from scans.slices import Volume, VolumeError
 from scans.text_headers import TextHeader, is_meta, is_nrrd, read_text_header
 
 # Ending -> what reads it. Without it SimpleITK asks all it has, which look at other files, too.
 READERS = {
-    ".nii": "NiftiImageIO",
-    ".nii.gz": "NiftiImageIO",
     ".nrrd": "NrrdImageIO",
     ".nhdr": "NrrdImageIO",
     ".mha": "MetaImageIO",
@@ -32,10 +27,6 @@ READERS = {
 }
 DICOM_READER = "GDCMImageIO"
 BLOCK = 1 << 20  # bytes
-NIFTI_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
-NIFTI_BITS |= {32: 64, 128: 24, 1792: 128, 2304: 32}  # complex numbers and colours
-FARTHEST = 1e6  # mm from the middle
-MAX_OFFSET = 1 << 30  # bytes in front of the voxels of a NIfTI file
 FREE_RATIO, FREE_BYTES = 200, 64 << 20  # as of archives: so dense, or so small, may all files be
 
 
@@ -52,21 +43,21 @@ def reader_of(path: str, is_dicom: bool) -> str:
 def check_file(path: str) -> None:
     """Raise VolumeError, in one line, for a file that SimpleITK must not open."""
     check_openable(path, path)
+    check_name(path, path)
     ending = ending_of(path)
     try:
-        if ending in (".nii", ".nii.gz"):
-            check_nifti(path)
-        elif not ending:
+        if not ending:
             check_elements(path)
         else:
             for data in data_files(path):
                 check_openable(path, data)
+                check_name(path, data)
     except (OSError, EOFError, zlib.error) as error:
         raise VolumeError(path, f"cut or damaged: {error}") from None
 
 
 def check_openable(path: str, file: str) -> None:
-    """Raise VolumeError about `path` unless `file` is one, of a name for SimpleITK."""
+    """Raise VolumeError about `path` unless `file` is one."""
     which = "" if file == path else f"its data file {os.path.basename(file)} is "
     try:
         check_regular(file)
@@ -77,54 +68,14 @@ def check_openable(path: str, file: str) -> None:
         raise VolumeError(path, text) from None
     except OSError as error:
         raise VolumeError(path, f"{which}not readable: {error.strerror}") from None
+
+
+def check_name(path: str, file: str) -> None:
+    """Raise VolumeError about `path` where the name of `file` would end SimpleITK."""
     try:
         file.encode()
     except UnicodeEncodeError:
         raise VolumeError(path, "its name, or a folder's, is no UTF-8: rename it") from None
-
-
-def unpacking(path: str, file: BinaryIO) -> BinaryIO:
-    return gzip.GzipFile(fileobj=file) if path.lower().endswith(".gz") else file
-
-
-# ---- NIfTI ---------------------------------------------------------------------------------------
-
-
-def check_nifti(path: str) -> None:
-    """Raise VolumeError for a header whose sizes or types are none."""
-    with open_regular(path) as file:
-        start = unpacking(path, file).read(352)
-    order = next((x for x in "<>" if start[:4] == struct.pack(f"{x}i", 348)), None)
-    if order is None or start[344:348] != b"n+1\0":
-        raise VolumeError(path, f"{DAMAGED}: no NIfTI-1 header")
-    rank, *size = struct.unpack_from(f"{order}8h", start, 40)
-    code, bits = struct.unpack_from(f"{order}2h", start, 70)
-    (offset,) = struct.unpack_from(f"{order}f", start, 108)
-    if not 1 <= rank <= 7 or min(size[:rank]) < 1:
-        problem = f"claims {rank} dimensions, {size}"
-    elif NIFTI_BITS.get(code) != bits:
-        problem = f"claims values of type {code} and {bits} bits"
-    elif not all(abs(value) <= FARTHEST for value in geometry_of(start, order, rank)):
-        problem = "claims a position that no scanner has"
-    elif not 0 <= offset <= MAX_OFFSET:
-        problem = f"claims that its voxels begin at byte {offset:g}"
-    else:
-        return
-    raise VolumeError(path, f"{DAMAGED}: {problem}")
-
-
-def geometry_of(start: bytes, order: str, rank: int) -> tuple[float, ...]:
-    """The numbers of a header that are used: spacings, and if it says so a rotation, a matrix.
-
-    Where they are none, or enormous, ITK looks for singular values for ever.
-    """
-    of_rotation, of_matrix = struct.unpack_from(f"{order}2h", start, 252)
-    values = struct.unpack_from(f"{order}{rank}f", start, 80)
-    if of_rotation > 0:
-        values += struct.unpack_from(f"{order}6f", start, 256)
-    if of_matrix > 0:
-        values += struct.unpack_from(f"{order}12f", start, 280)
-    return values
 
 
 # ---- NRRD and MetaImage --------------------------------------------------------------------------
@@ -161,15 +112,12 @@ def check_claim(volume: Volume, files: tuple[str, ...]) -> None:
 def check_whole(volume: Volume) -> None:
     """Raise VolumeError if the voxels of a file are cut or damaged.
 
-    SimpleITK fills up a cut NIfTI file in silence; of MetaImage it complains past Python's stderr.
+    Of a cut MetaImage file SimpleITK complains past Python's stderr.
     """
     path, ending = volume.path, ending_of(volume.path)
     needed = int(np.prod(volume.size, dtype=float)) * volume.bits // 8
     try:
-        if ending in (".nii", ".nii.gz"):
-            needed += int(float(volume.tags.get("offset", 352)))
-            held = bytes_in(path, needed)
-        elif ending:
+        if ending:
             header = read_text_header(path)
             start = 0 if header.data else header.bytes
             if is_packed(path, header):
@@ -182,16 +130,6 @@ def check_whole(volume: Volume) -> None:
         raise VolumeError(path, f"cut or damaged: {error}") from None
     if held < needed:
         raise VolumeError(path, f"cut, or its data file is missing: {held} of {needed} bytes")
-
-
-def bytes_in(path: str, needed: int) -> int:
-    """How many there are in a file, unpacked; of what is far longer than needed, not all."""
-    held = 0
-    with open_regular(path) as file:
-        stream = unpacking(path, file)
-        while held <= needed + BLOCK and (block := stream.read(BLOCK)):
-            held += len(block)
-    return held
 
 
 def is_packed(path: str, header: TextHeader) -> bool:

@@ -35,7 +35,7 @@ from scans.names import is_volume_name
 from scans.slices import SIDES, Kind, Options, Problem, Volume, VolumeError
 from scans.volumes import read_header
 
-VERSION = 1  # to be raised when reading gives other headers than before
+VERSION = 2  # to be raised when reading gives other headers than before
 FIELDS = [field.name for field in fields(Volume)]
 ROOT = Path(__file__).resolve().parent.parent
 FILES_PER_PROCESS = 1000  # a process takes 0.5 s to start, and then 1 ms a file or less

@@ -30,6 +30,10 @@ def is_volume_name(name: str) -> bool:
     return bool(VOLUME_NAME.fullmatch(os.path.basename(name)))
 
 
+def is_nifti(path: str) -> bool:
+    return path.lower().endswith((".nii", ".nii.gz"))
+
+
 def is_hidden(folder: str) -> bool:
     """By its name: .Trash-1000, @eaDir, __MACOSX, ..."""
     return folder.startswith(".") or folder.lower() in HIDDEN

@@ -96,6 +96,8 @@ def choose(found: Iterable[Volumes], options: Options) -> Volumes:
                     raise Unchosen(volume.source, f"is not `{options.series}`: {name}", name)
                 check_volume(volume)
                 volumes.append(plan_slicing(volume, options))
+                if note := volume.tags.get("note"):
+                    problems.append(Problem(volume.path, Kind.REMARK, note))
             except VolumeError as error:
                 problems.append(problem_of(error))
         for problem in of_unit.problems:

@@ -18,8 +18,18 @@ from PIL import Image
 from common.program import MissingPackage, counted
 from scans.archives import unpacked
 from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
-from scans.formats import DICOM_READER, check_claim, check_file, check_whole, data_files, reader_of
+from scans.formats import (
+    DICOM_READER,
+    check_claim,
+    check_file,
+    check_openable,
+    check_whole,
+    data_files,
+    reader_of,
+)
 from scans.identity.names import side_in
+from scans.names import is_nifti
+from scans.readers import nifti
 from scans.slices import (
     DAMAGED,
     DataError,
@@ -51,7 +61,6 @@ TAGS = {
     "series": "0020|000e", "number": "0020|0011", "description": "0008|103e",
     "echo_time": "0018|0081", "echo": "0018|0086", "position": "0020|0032",
     "laterality": "0020|0060", "image_laterality": "0020|0062",
-    "bits": "bitpix", "offset": "vox_offset",  # NIfTI
     "space": "NRRD_space",
 }
 # fmt: on
@@ -93,7 +102,9 @@ def simpleitk():
     try:
         import SimpleITK
     except ImportError:
-        raise MissingPackage(f"reading volumes needs SimpleITK: {install}") from None
+        raise MissingPackage(
+            f"reading DICOM, NRRD and MetaImage needs SimpleITK: {install}"
+        ) from None
     except Exception as error:  # a broken library may raise anything
         problem = f"{type(error).__name__}: {error}"
         text = f"SimpleITK, which reads volumes, can't be imported ({problem}): {install}"
@@ -113,6 +124,9 @@ def read_header(path: str, is_dicom: bool = False) -> Volume:
     """Size, geometry and tags of one file, without its pixels. Raises VolumeError."""
     if is_npy(path) or is_npz(path):
         return read_npy_header(path)
+    if is_nifti(path) and not is_dicom:
+        check_openable(path, path)
+        return nifti.read_header(path)
     sitk = simpleitk()
     check_file(path)
     reader = sitk.ImageFileReader()
@@ -130,14 +144,17 @@ def read_header(path: str, is_dicom: bool = False) -> Volume:
     letters = {tags.get("laterality"), tags.get("image_laterality")}
     sides = {LATERALITY[letter] for letter in letters & LATERALITY.keys()}
     sides |= {side_in(tags.get("description", ""), letters=False)} - {None}
-    bits = tags.get("bits") or sitk.GetPixelIDValueAsString(reader.GetPixelID()).split("-")[0]
+    bits = sitk.GetPixelIDValueAsString(reader.GetPixelID()).split("-")[0]
+    # A negative spacing turns its axis.
+    spacing = np.array(reader.GetSpacing()[:3])
+    direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
     return Volume(
         path=path,
         parts=(path,),
         size=size,
-        spacing=reader.GetSpacing()[:3],
+        spacing=tuple(np.abs(spacing).tolist()),
         origin=reader.GetOrigin()[:3],
-        direction=np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3],
+        direction=direction * np.where(spacing < 0, -1, 1),
         components=reader.GetNumberOfComponents(),
         bits=int(bits) if bits.isdigit() else 8,
         sides=frozenset(sides),
@@ -283,8 +300,12 @@ def plane_of(volume: Volume) -> str:
 
 def orientation_code(volume: Volume) -> str:
     """Where the axes i, j, k go to, each to another: "PIR" is posterior, inferior, right."""
-    orient = simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines
-    return orient(volume.direction.ravel().tolist())
+    letters, left = [""] * 3, volume.direction.copy()
+    for _ in range(3):  # first the axis that runs most nearly along one of the patient's
+        along, axis = np.unravel_index(np.abs(left).argmax(), (3, 3))
+        letters[axis] = "LPS"[along] if left[along, axis] > 0 else "RAI"[along]
+        left[along, :] = left[:, axis] = 0
+    return "".join(letters)
 
 
 def read_slices(volume: Volume) -> np.ndarray:
@@ -319,6 +340,9 @@ def read_pixels(volume: Volume) -> np.ndarray:
     """All voxels, float32 (k, j, i). SimpleITK applies slopes and inverts MONOCHROME1 itself."""
     if is_npy(volume.path):
         return read_npy_pixels(volume)
+    if is_nifti(volume.path) and not volume.members:
+        check_openable(volume.path, volume.path)
+        return nifti.read_pixels(volume)
     if volume.parts == (volume.path,) and not volume.members:
         check_whole(volume)
     if not volume.members:

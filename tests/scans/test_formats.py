@@ -94,22 +94,6 @@ def test_headers_that_crash_their_readers_are_refused_by_field(tmp_path, write, 
     assert refusal(path).startswith("damaged, or not what its name says: ")
 
 
-def test_geometry_of_nifti_that_never_converges_is_refused(tmp_path):
-    write_volume(tmp_path / "a.nii")
-    good = (tmp_path / "a.nii").read_bytes()
-    for offset, value in [(280, 1e30), (284, float("nan")), (256, float("inf")), (80, 1e38)]:
-        content = bytearray(good)
-        struct.pack_into("<2h", content, 252, 1, 1)
-        struct.pack_into("<f", content, offset, value)
-        (tmp_path / "a.nii").write_bytes(content)
-        assert refusal(tmp_path / "a.nii").endswith("claims a position that no scanner has")
-    for place, number in [(40, 9), (42, -5), (70, 7777), (72, 1)]:
-        content = bytearray(good)
-        struct.pack_into("<h", content, place, number)
-        (tmp_path / "a.nii").write_bytes(content)
-        assert "claims" in refusal(tmp_path / "a.nii")
-
-
 def test_damage_in_packed_voxels_is_found(tmp_path):
     """SimpleITK prints that it failed, and gives an image of what was in memory."""
     packed = bytearray(zlib.compress(noise(9, 9, 9).tobytes()))
@@ -140,7 +124,7 @@ def test_data_files_are_looked_at_before_they_are_opened(tmp_path):
             assert refusal(write(tmp_path / name, b"", **{key: data})) == text
 
 
-@pytest.mark.parametrize("name", [b"\xff.nii", b"\xff.mha", b"\xff.dcm", b"\xff/a.nrrd"])
+@pytest.mark.parametrize("name", [b"\xff.mha", b"\xff.dcm", b"\xff/a.nrrd"])
 def test_names_that_are_no_text_do_not_end_the_program(tmp_path, name):
     """A path that is no UTF-8 ends SimpleITK, and all with it, with SIGABRT."""
     path = os.path.join(os.fsencode(tmp_path), name)
