@@ -16,6 +16,9 @@ from scans.names import IMAGE_SUFFIXES, NO_DATA, is_volume_name
 from scans.slices import Kind, NoSeries, Problem, TooShort, Volume, VolumeError
 from scans.volumes import MIN_SLICES, read_header, sorting_number
 
+SAME_DIRECTION = (
+    0.002  # of cosines: a tenth of a degree; scanners round them otherwise in each slice
+)
 NOT_DICOM = {*NO_DATA, *IMAGE_SUFFIXES, *".zip .gz .tar .tgz".split()}
 
 
@@ -96,18 +99,21 @@ def find_series_in_archive(path: str, echo: int | None = None) -> Volumes:
 def sort_series(path: str, headers: list[Volume], echo: int | None = None) -> Volumes:
     """Whole volumes as they are, and the series that single slices are of; path is their folder.
 
-    Slices belong together if they share SeriesInstanceUID, size and orientation. Of several echoes
-    only one is taken: the shortest, or the one of this number.
+    Slices belong together if they share SeriesInstanceUID, size and, but for rounding, orientation.
+    Of several echoes only one is taken: the shortest, or the one of this number.
     """
     groups = defaultdict(lambda: defaultdict(list))
+    directions: dict[tuple, list[np.ndarray]] = defaultdict(
+        list
+    )  # of each series, those that differ
     volumes, problems = [], []
     for header in headers:
         if header.size[2:] != (1,):  # several frames in one file
             volumes.append(header)
             continue
         tags = header.tags
-        orientation = tuple((header.direction.ravel().round(3) + 0.0).tolist())
-        key = (sorting_number(tags.get("number")), tags.get("series", ""), header.size, orientation)
+        key = sorting_number(tags.get("number")), tags.get("series", ""), header.size
+        key = *key, place_among(directions[key], header.direction)
         time = sorting_number(tags.get("echo_time")), sorting_number(tags.get("echo"))
         groups[key][time].append(header)
     for _, echoes in sorted(groups.items()):
@@ -126,6 +132,15 @@ def sort_series(path: str, headers: list[Volume], echo: int | None = None) -> Vo
             text = f"{times[0][0]:g} ms"
             problems.append(Problem(path, Kind.ECHOES, text, chosen[0].description))
     return Volumes(volumes, problems)
+
+
+def place_among(known: list[np.ndarray], direction: np.ndarray) -> int:
+    """Which of them a direction is, but for rounding; a new one is added."""
+    for place, other in enumerate(known):
+        if np.abs(other - direction).max() < SAME_DIRECTION:
+            return place
+    known.append(direction)
+    return len(known) - 1
 
 
 def series_name(header: Volume) -> str:

@@ -204,8 +204,11 @@ def read_kept(unit: Unit, options: Options) -> Volumes | None:
 
 
 def keep(unit: Unit, found: Volumes, options: Options) -> None:
-    """Write them for the next start. Where that is not possible, the next start reads again."""
-    if options.cache_dir is None or any(p.kind is Kind.PACKAGE for p in found.problems):
+    """Write them for the next start. Where that is not possible, the next start reads again, and
+    also where something can't be read: it may be mended in a file that is not looked at here.
+    """
+    failed = any(p.kind in (Kind.PACKAGE, Kind.UNREADABLE) for p in found.problems)
+    if options.cache_dir is None or failed:
         return
     target = kept_file(unit, options)
     with contextlib.suppress(OSError):

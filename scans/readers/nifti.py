@@ -47,8 +47,8 @@ def foreign(path: str) -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise VolumeError(path, f"cut or damaged: {error}") from None
     except Exception as error:
-        text = f"{error or type(error).__name__}".replace(f'"{path}"', "it").replace(path, "it")
-        text = " ".join(text.split())[:200]
+        text = f"{error or type(error).__name__}".replace(path, "it")
+        text = " ".join(text.replace("'it'", "it").replace('"it"', "it").split())[:200]
         raise VolumeError(path, f"{DAMAGED}: {text}") from error
 
 

@@ -194,6 +194,31 @@ def test_folder_of_dicom_files_itself_is_a_scan_of_its_name(tmp_path):
     }
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_cosines_that_a_scanner_rounds_otherwise_are_one_series(tmp_path, every):
+    for k in range(12):
+        tilt = 0.1235 + (2e-6 if k % every else -2e-6)
+        cosines = f"0\\1\\0\\{tilt:.7f}\\0\\{-np.sqrt(1 - tilt**2):.7f}"
+        x = -(9 - tilt) * k
+        tags = {"0020|0037": cosines, "0020|0032": f"{x}\\-50\\60"}
+        write_dicom(tmp_path / "d", noise(1, 6, 6), tags, names=[f"{k}"])
+    (v,), problems = find(tmp_path / "d")
+    assert v.size == (6, 6, 12) and not problems
+
+
+def test_what_could_not_be_read_is_read_again_when_it_is_mended(tmp_path):
+    """A header may name a file that is not there yet."""
+    sitk.WriteImage(volume(noise(6, 9, 9)), str(tmp_path / "d.mhd"))
+    raw = (tmp_path / "d.raw").read_bytes()
+    (tmp_path / "d.raw").unlink()
+    options = Options(cache_dir=tmp_path / "cache")
+    for is_there in (False, False, True, True):
+        if is_there:
+            (tmp_path / "d.raw").write_bytes(raw)
+        found = list_slices(tmp_path, None, options)
+        assert bool(found.slices) == is_there
+
+
 # ---- without SimpleITK ---------------------------------------------------------------------------
 
 
@@ -211,7 +236,7 @@ def without_simpleitk(tmp_path) -> Callable:
     def run(program: str, data: Path) -> subprocess.CompletedProcess:
         if program == "dataset.py" and data.is_file():  # it takes no single file, but a manifest
             data = tmp_path / "knees.csv"
-            data.write_text("path,label\nknees/a.nii,left\n")
+            data.write_text("path,label\nknees/a.nrrd,left\n")
         arguments = {
             "train.py": ["train.py", "--dry-run", "--data-dir", data, *TINY],
             "predict.py": ["predict.py", tmp_path / "model.pt", data],
@@ -229,7 +254,7 @@ def without_simpleitk(tmp_path) -> Callable:
     return run
 
 
-@pytest.mark.parametrize("name", ["knees", "knees/a.nii"])
+@pytest.mark.parametrize("name", ["knees", "knees/a.nrrd"])
 @pytest.mark.parametrize(
     "program",
     [
@@ -246,7 +271,7 @@ def test_without_simpleitk_one_line_says_what_to_install(
     """Where nothing else can be read, or has a label."""
     (tmp_path / "knees").mkdir()
     (tmp_path / "knees" / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
-    (tmp_path / "knees" / "a.nii").write_bytes(b"")
+    (tmp_path / "knees" / "a.nrrd").write_bytes(b"")
     if program in ("train.py", "dataset.py"):
         Image.new("L", (4, 3)).save(tmp_path / "knees" / "p1_1.png")
     if program == "train.py" and name != "knees":
