@@ -226,36 +226,35 @@ class LabelTable:
             reason = NO_LABEL
         elif len(labels) > 1 or (not side and of_one_side and is_of_a_side):
             reason = NO_SIDE
-        ids = frozenset((row.table, row.line) for row in of_side or rows)
         label = "" if reason else labels.pop()
         scans = {row.scan for row in of_side} - {""}
         patient, scan = (found.pop() if len(found) == 1 else "" for found in (people, scans))
-        return Answer(label, patient, ids, reason, scan, side=side)
+        return Answer(label, patient, frozenset(of_side or rows), reason, scan, side=side)
 
     def check_clear(self, records: Sequence[Record]) -> None:
         """Raise DataError if a row's path or name is that of several files."""
         files = defaultdict(set)
         for record in records:
-            for path, line in record.answer.rows if record.answer else ():
-                if path == f"{self.path}":
-                    files[line].add(record.source.partition("#")[0])
-        for line, paths in files.items() if self.by in ("path", "stem") else ():
-            if len(paths) > 1:
+            for row in record.answer.rows if record.answer else ():
+                files[row].add(record.source.partition("#")[0])
+        for row in self.rows if self.by in ("path", "stem") else ():
+            if len(files[row]) > 1:
                 raise DataError(
-                    f"{self.path}, line {line}: is the {self.by.replace('stem', 'name')} of "
-                    f"{len(paths)} files: {abridged(sorted(paths))}; write more of the path, in a "
-                    "column called path, or name one of their folders"
+                    f"{row}: is the {self.by.replace('stem', 'name')} of {len(files[row])} files: "
+                    f"{abridged(sorted(files[row]))}; write more of the path, in a column called "
+                    "path, or name one of their folders"
                 )
 
     def note_on_sides(self, answers: Sequence[Answer]) -> list[str]:
         """On rows that label scans of both sides, though a label may be of one knee."""
-        sides: dict[int, set[str]] = defaultdict(set)
+        if self.by != "patient" or self.has_sides or self.columns.label == self.columns.side:
+            return []
+        sides = defaultdict(set)
         for answer in answers:
-            for path, line in answer.rows if answer.label else ():
-                if path == f"{self.path}" and self.by == "patient" and not self.has_sides:
-                    sides[line].add(answer.side)
-        both = sum(len(of - {""}) > 1 for of in sides.values())
-        if not both or self.columns.label == self.columns.side:
+            for row in answer.rows if answer.label else ():
+                sides[row].add(answer.side)
+        both = sum(len(sides[row] - {""}) > 1 for row in self.rows)
+        if not both:
             return []
         rows = counted(both, "row")
         return [f"{self.path}: {rows} labelled scans of both sides{SIDES_ADVICE}"]
@@ -322,7 +321,7 @@ class Labels:
         labelled = [answer for answer in answers if answer.label]
         answer = next(iter(labelled or [x for x in answers if x.rows] or answers))
         if len({answer.label for answer in labelled}) > 1:
-            says = [f"{path}, line {line}" for x in labelled for path, line in sorted(x.rows)]
+            says = [f"{row}" for answer in labelled for row in sorted(answer.rows)]
             text = f"{abridged(says)} say {' and '.join(x.label for x in labelled)} of it"
             problem = Problem(record.source, Kind.CONTRADICTION, text)
             record, answer = record._replace(problem=problem), answer._replace(label="")
@@ -347,12 +346,15 @@ class Labels:
             key = nfc(scan).strip()
             if rows := [row for table in self.of_scans for row in table.index.get(key, ())]:
                 row = next((row for row in rows if row.label), rows[0])
-                ids = frozenset((row.table, row.line) for row in rows)
                 who = (Told(row.patient, PatientBy.TABLE),) if row.patient else ()
+                changed = scan, record.label
+                answer = Answer(row.label, row.patient, frozenset(rows), corrected=changed)
                 record = record._replace(
                     labels=(Told(row.label, LabelBy.TABLE),),
                     patients=(*who, *record.patients),
-                    answer=Answer(row.label, row.patient, ids, corrected=(scan, record.label)),
+                    answer=Answer(
+                        row.label, row.patient, frozenset(rows), corrected=(scan, record.label)
+                    ),
                     problem=None,
                 )
             found.append(record)
@@ -371,7 +373,7 @@ class Labels:
             notes += [note] if (note := table.note_on_columns()) else []
             notes += table.note_on_sides(answers)
             of = f"of {counted(len(table.rows), 'row')} without a"
-            lonely = sum((row.table, row.line) not in matched for row in table.rows)
+            lonely = sum(row not in matched for row in table.rows)
             empty = sum(not row.label for row in table.rows)
             notes += [f"{table.path}: {lonely:,} {of} scan"] if lonely else []
             notes += [f"{table.path}: {empty:,} {of} label"] if empty else []

@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
     label: str
     patient: str
-    rows: frozenset[tuple[str, int]]  # table and line of the rows that are of it
+    rows: frozenset  # of labels.Row: those that are of it
     reason: str = ""  # why there is no label
     scan: str = ""
     corrected: tuple[str, str] | None = None  # a scan whose label was replaced, and that label
