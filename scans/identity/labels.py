@@ -352,9 +352,7 @@ class Labels:
                 record = record._replace(
                     labels=(Told(row.label, LabelBy.TABLE),),
                     patients=(*who, *record.patients),
-                    answer=Answer(
-                        row.label, row.patient, frozenset(rows), corrected=(scan, record.label)
-                    ),
+                    answer=answer,
                     problem=None,
                 )
             found.append(record)
