@@ -122,7 +122,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
-        "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
+        "-j",
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="processes that read files (default: cores)",
     )
     args = parser.parse_intermixed_args(argv)  # paths may stand behind flags
     if not (args.paths or args.export):

@@ -44,11 +44,11 @@ from benchmarks.fuzzing.cases import make_case  # noqa: E402
 from benchmarks.fuzzing.material import PRODUCTS, make_material  # noqa: E402
 from benchmarks.fuzzing.rule import ADDRESSES, Finding, box_of, try_case  # noqa: E402
 from benchmarks.speed_records import commit, processor  # noqa: E402
+from common import isolation  # noqa: E402
 from common.files import write_json  # noqa: E402
 from common.program import Parser, positive_float, positive_int  # noqa: E402
 from evaluation import plots, report  # noqa: E402, F401  imported once, and not by each process
 from scans import overview  # noqa: E402, F401
-from scans.volumes import simpleitk  # noqa: E402
 
 HANG = 12.0  # seconds of a case; then its process is killed, unless others keep it from its work
 IDLE = 0.03  # share of a processor; a process that gets less waits for something
@@ -224,6 +224,7 @@ def prepare_process(log: Path | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
+    isolation.SECONDS = 0.6 * HANG
     # It measures which product is faster: that takes longer than most cases.
     perceiver.faster_products = lambda *_: PRODUCTS
 
@@ -309,7 +310,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:
-    simpleitk()  # imported once
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")  # else in the box
     if in_child(make_material, scratch):
         raise RuntimeError("sound data is refused, see above")

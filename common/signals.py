@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common import quiet
-
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 PASSED_ON = 5.0  # seconds: torchrun passes on what its processes have just received themselves
 
@@ -69,7 +67,7 @@ def receive(number: int, frame: object) -> None:
         return
     if os.environ.get("RANK", "0") == "0":  # print() is not made for signal handlers
         text = f"{state.program}: stopped at once" + (f"; {state.hint}" if state.hint else "")
-        os.write(quiet.state.descriptor, f"{text}\n".encode(errors="backslashreplace"))
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
     os._exit(128 + number)
 
 

@@ -19,19 +19,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import NotAFile, check_regular, read_json, whole_file, write_json
+from common.isolation import Lost, isolated
 from common.program import counted
-from common.quiet import quiet_libraries
 from common.room import free_space, memory
-from common.signals import orderly
-from common.threads import in_threads
 from scans.images import COLOUR, DecodedImage, ImageError, bit_depth, read_image, resize
 from scans.slices import DataError, Slice
-from scans.volumes import VolumeError, read_slices, source_files
+from scans.volumes import VolumeError, read_slices
 
 CACHE_VERSION = 4  # to be raised when decoding gives other pixels than before
 LEFT_BEHIND = 24 * 3600  # seconds; an unfinished file that old is nobody's
 MAX_SIDE = 2**16  # pixels; no model can be of more
 GB = 1e9
+IMAGES_AT_ONCE = 64  # of a process: 50 ms
 CHUNK = 4096  # images at a time where all of them might not fit into memory
 
 
@@ -45,7 +44,6 @@ class Decoded(NamedTuple):
     note: str = ""  # why they are in memory and not in a file
 
 
-@quiet_libraries()
 def decode_slices(
     slices: list[Slice],
     image_size: tuple[int, int],
@@ -53,7 +51,7 @@ def decode_slices(
     progress: bool = True,
     into: np.ndarray | None = None,
 ) -> Decoded:
-    """Decode all slices, in threads (Pillow releases the interpreter lock while it decodes).
+    """Decode all slices, in processes of their own (common/isolation.py).
 
     16-bit images wait, resized, until all of their scan are read: its largest value is their white.
     So a scan must not be spread over two calls. into is an array to fill, in place of a new one.
@@ -64,39 +62,30 @@ def decode_slices(
         check_room(len(slices), image_size)
         into = np.zeros((len(slices), 1, *image_size), np.uint8)
     pixels = into
-    errors, depths, scans = {}, Counter(), jobs_by_scan(slices)
-    coloured = set()  # scans
-
-    def decode(positions: list[int]) -> DecodedImage | None:
-        """Fill in pixels, but of a 16-bit image give them back."""
-        first = slices[positions[0]]
-        try:
-            if first.volume is None:
-                image = read_image(first.source, image_size)
-                if image.is_colour:
-                    coloured.add(first.scan)
-                if image.highest is not None:
-                    return image
-                pixels[positions, 0] = image.values
-            else:
-                planes = read_slices(first.volume)
-                for position in positions:
-                    image = Image.fromarray(planes[slices[position].index])
-                    pixels[position, 0] = resize(image, image_size)
-        except (ImageError, VolumeError) as error:
-            pixels[positions] = 0
-            errors.update(dict.fromkeys(positions, error.text))
-        return None
-
-    decoded = in_threads(decode, [positions for jobs in scans for positions in jobs], workers)
+    errors, depths, coloured, scans = {}, Counter(), set(), positions_by_scan(slices)
+    of_sources = [positions for sources in scans for positions in sources]
+    images = all(s.volume is None for s in slices)
+    decoded = isolated(
+        decode,
+        (([slices[i] for i in positions], image_size) for positions in of_sources),
+        workers,
+        chunk=max(1, min(IMAGES_AT_ONCE, len(of_sources) // 8)) if images else 1,
+    )
     quiet = None if progress else True  # None: a bar on a terminal, nothing in a log file
-    # Orderly: what threads have unpacked of archives is removed again.
-    with orderly(), tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
-        for jobs in scans:
+    with tqdm(total=len(slices), desc="reading", unit="slice", disable=quiet) as bar:
+        for sources in scans:
             waiting = []
-            for positions in jobs:
-                if (image := next(decoded)) is not None:
-                    waiting.append((positions, image))
+            for positions in sources:
+                found = next(decoded)
+                if isinstance(found, Lost):
+                    errors.update(dict.fromkeys(positions, found.text))
+                    pixels[positions] = 0
+                elif found.highest is not None:
+                    waiting.append((positions, found))
+                else:
+                    pixels[positions, 0] = found.values
+                    if found.is_colour:
+                        coloured.add(slices[positions[0]].scan)
                 bar.update(len(positions))
             if waiting:
                 bits = bit_depth(max(image.highest for _, image in waiting))
@@ -107,7 +96,23 @@ def decode_slices(
     return Decoded(pixels, dict(sorted(errors.items())), dict(depths))
 
 
-def jobs_by_scan(slices: list[Slice]) -> list[list[list[int]]]:
+def decode(task: tuple[list[Slice], tuple[int, int]]) -> DecodedImage | Lost:
+    """An image, or slices of one volume, of this size: (height, width), or of a volume
+    (slices, height, width).
+    """
+    slices, image_size = task
+    first = slices[0]
+    try:
+        if first.volume is None:
+            return read_image(first.source, image_size)
+        planes = read_slices(first.volume)
+        resized = [resize(Image.fromarray(planes[s.index]), image_size) for s in slices]
+        return DecodedImage(np.stack(resized))
+    except (ImageError, VolumeError) as error:
+        return Lost(error.text)
+
+
+def positions_by_scan(slices: list[Slice]) -> list[list[list[int]]]:
     """Of each scan the positions of what is read at once: an image, or the slices of a volume."""
     jobs: dict[str, dict] = defaultdict(lambda: defaultdict(list))
     for position, s in enumerate(slices):
@@ -210,7 +215,7 @@ def fingerprint(slices: list[Slice], image_size: tuple[int, int]) -> str | None:
         sliced = s.volume and s.volume.slicing
         if s.source not in made_of:
             try:
-                parts = source_files(s.volume) if s.volume else [s.source]
+                parts = s.volume.parts if s.volume else [s.source]
                 found = [os.stat(part) for part in parts]
             except (OSError, ValueError):  # ValueError: a name with a zero in it
                 return None

@@ -39,7 +39,11 @@ def add_data_arguments(group: argparse._ActionsContainer) -> None:
     add("--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help=kept)
     add("--seed", type=whole_number, default=0, metavar="N", help="of split, weights and order")
     add(
-        "-j", "--workers", type=positive_int, metavar="N", help="threads that decode (default: all)"
+        "-j",
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="processes that read files (default: cores)",
     )
 
 

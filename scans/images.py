@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from common.files import NotAFile, open_regular
+from common.isolation import Lost
 from common.program import counted
 from scans.slices import DataError
 
@@ -79,6 +80,15 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             image = Image.open(file, formats=FORMATS)
         with image:
             yield image
+
+
+def describe_image(path: str) -> str | Lost:
+    """Its size and mode. What is wrong with it is said where it is decoded."""
+    try:
+        with open_image(path) as image:
+            return f"{image.height} x {image.width} {image.mode}"
+    except ImageError as error:
+        return Lost(error.text)
 
 
 class DecodedImage(NamedTuple):
@@ -144,7 +154,9 @@ def lower_bytes(path: str | Path, image: Image.Image) -> np.ndarray | None:
     channels), upright; None of all others. Raises ImageError where they can't be had.
     """
     modes = {f"{args[0] if isinstance(args, tuple) and args else args}" for *_, args in image.tile}
-    is_deep = any(";16" in mode for mode in modes) and not image.mode.startswith("I")
+    is_deep = any(
+        ";16" in mode and mode != "BGR;16" for mode in modes
+    ) and not image.mode.startswith("I")
     if image.format == "TIFF":
         is_planar = image.tag_v2.get(PLANAR) == SEPARATE
         is_deep |= is_planar and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8

@@ -16,7 +16,8 @@ from common.program import MissingPackage, counted
 from scans.identity.names import are_sides, free_parts, patient_part
 from scans.listing import is_manifest, list_slices
 from scans.names import is_image, natural_order
-from scans.series import check_one_sequence, check_series_used, is_volume, merge_alike
+from scans.readers import is_volume
+from scans.series import check_one_sequence, check_series_used, merge_alike
 from scans.slices import FAILURES, DataError, Kind, Listing, Options, Problem, Slice
 from scans.volumes import common_direction
 

@@ -16,18 +16,15 @@ from typing import BinaryIO
 
 from common.files import abridged
 from common.program import MissingPackage, counted, typed
-from common.quiet import quiet_libraries
 from scans import names
-from scans.archives import is_archive
-from scans.arrays import is_npz
-from scans.dicom import is_dicom, problem_of
 from scans.identity.labels import Labels, LabelTable, Row, read_labels, read_manifest
 from scans.identity.names import nfc
 from scans.identity.records import Context, LabelBy, PatientBy, Record, Told
 from scans.identity.rules import Identified, compile_pattern, identify
 from scans.identity.tables import find_files
-from scans.names import is_image, natural_order, strange_ending
-from scans.series import find_all_volumes, is_volume, merge_remarks, open_volume, open_volumes
+from scans.names import is_archive, is_image, is_npz, natural_order, strange_ending
+from scans.readers import is_dicom, is_volume
+from scans.series import find_all_volumes, merge_remarks, open_volume, open_volumes
 from scans.slices import (
     FAILURES,
     SIDES,
@@ -46,7 +43,6 @@ MAX_NAMES = 5_000_000
 # ---- everything that is there --------------------------------------------------------------------
 
 
-@quiet_libraries()
 def list_slices(
     paths: str | Path | Sequence[str | Path],
     classes: Sequence[str] | None = None,
@@ -64,7 +60,7 @@ def list_slices(
 
     Raises:
         DataError: a pattern, a manifest or a list on standard input that can't be used.
-        MissingPackage: there are volumes and nothing else, but SimpleITK is not installed.
+        MissingPackage: there are volumes and nothing else, but what reads them is not installed.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     paths = [os.fspath(path) for path in paths]
@@ -268,7 +264,7 @@ class Lister:
         try:
             return [record._replace(volume=open_volume(path, self.options), scan=path)]
         except VolumeError as error:
-            self.problems.append(problem_of(error)._replace(path=path))
+            self.problems.append(error.problem._replace(path=path))
         except MissingPackage as error:
             self.note(Kind.PACKAGE, str(error), path)
         return []
@@ -320,7 +316,7 @@ class Lister:
         try:
             volumes = open_volumes(file, self.options)
         except Unchosen as error:
-            self.problems.append(problem_of(error))
+            self.problems.append(error.problem)
             return []
         except VolumeError as error:
             self.note(Kind.UNREADABLE, f"{error.text} ({row})", file)

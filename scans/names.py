@@ -8,6 +8,7 @@ IMAGE_SUFFIXES = tuple(
 )
 VOLUME_NAME = re.compile(r"[^.].*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npy|npz)", re.I | re.S)
 VOLUME_ENDING = re.compile(r"(.*?)(?:\.nii\.gz|\.tar\.gz|\.\w+)?", re.S)
+ARCHIVE_NAME = re.compile(r"[^.].*\.(tar|tar\.gz|tgz|zip)", re.I | re.S)
 CACHED_PIXELS = re.compile(r"[0-9a-f]{32}\.npy")  # scans/cache.py
 NUMBER = re.compile(r"([0-9]+)")
 # Of systems and programs, beside those whose names begin with a dot.
@@ -18,6 +19,7 @@ NO_DATA = set(
     ".txt .csv .tsv .json .md .pdf .db .ini .log .py .pt .raw .zraw .xml .html .yaml .yml .bval "
     ".bvec".split()
 )
+NOT_DICOM = {*NO_DATA, *IMAGE_SUFFIXES, *".zip .gz .tar .tgz".split()}
 
 
 def is_image(name: str) -> bool:
@@ -26,12 +28,29 @@ def is_image(name: str) -> bool:
 
 
 def is_volume_name(name: str) -> bool:
-    """By its ending: NIfTI, NRRD, MetaImage, NumPy. DICOM often has none: see dicom.is_dicom."""
+    """By its ending: NIfTI, NRRD, MetaImage, NumPy. DICOM often has none: see readers.is_dicom."""
     return bool(VOLUME_NAME.fullmatch(os.path.basename(name)))
 
 
-def is_nifti(path: str) -> bool:
-    return path.lower().endswith((".nii", ".nii.gz"))
+def may_be_dicom(name: str) -> bool:
+    """By the name of a file alone."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith(".") or name.upper() == "DICOMDIR" or is_volume_name(name):
+        return False
+    return suffix == ".dcm" or suffix not in NOT_DICOM
+
+
+def is_archive(name: str) -> bool:
+    """By its ending. (Of a zip it is only said that it must be unpacked.)"""
+    return bool(ARCHIVE_NAME.fullmatch(os.path.basename(name)))
+
+
+def is_npy(path: str) -> bool:
+    return path.lower().endswith(".npy")
+
+
+def is_npz(path: str) -> bool:
+    return path.lower().endswith(".npz")
 
 
 def is_hidden(folder: str) -> bool:

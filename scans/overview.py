@@ -7,15 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from common.isolation import Lost, isolated
 from common.pictures import Box, fitted, height_for, make_page, put_image, put_text, save
 from common.program import counted
-from common.quiet import quiet_libraries
-from common.threads import in_threads
 from scans.identity.names import AKOA_VISIT, are_sides
-from scans.images import ImageError, open_image
+from scans.images import describe_image
 from scans.slices import Slice, by_scan
 
 BLOCK = 1024
+IMAGES_AT_ONCE = 256  # of a process, which looks at their headers
 SCANS_PER_CLASS, SLICES_PER_ROW, MOST_ROWS = 3, 8, 60  # of the contact sheet
 
 
@@ -50,19 +50,11 @@ def describe_scans(slices: list[Slice], classes: list[str]) -> list[str]:
     return lines
 
 
-@quiet_libraries()
 def describe_files(slices: list[Slice], workers: int | None) -> list[str]:
     """How many files there are of each size and mode."""
-
-    def look(path: str) -> str:
-        try:
-            with open_image(path) as image:
-                return f"{image.height} x {image.width} {image.mode}"
-        except ImageError:  # what is wrong with it is said where it is decoded
-            return "unreadable"
-
     images = [s.source for s in slices if s.index is None]
-    kinds = Counter(in_threads(look, images, workers))
+    found = isolated(describe_image, images, workers, chunk=IMAGES_AT_ONCE)
+    kinds = Counter("unreadable" if isinstance(kind, Lost) else kind for kind in found)
     kinds["slices of volumes"] += sum(s.index is not None for s in slices)
     return [f"{count:>9,}  {kind}" for kind, count in kinds.most_common(10) if count]
 

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from common.files import abridged, abridged_lines
 from common.program import MissingPackage, counted
-from scans.archives import is_archive
-from scans.dicom import Volumes, is_dicom, problem_of
 from scans.headers import read_units, units_of
 from scans.identity.names import SIDE_WORD
-from scans.names import is_volume_name
 from scans.searching import Search
 from scans.slices import (
     SIDES,
@@ -31,6 +28,7 @@ from scans.slices import (
     Unchosen,
     Volume,
     VolumeError,
+    Volumes,
 )
 from scans.volumes import check_volume, plan_slicing
 
@@ -46,12 +44,6 @@ class SeveralSequences(DataError):
 
 
 # ---- volumes of folders --------------------------------------------------------------------------
-
-
-def is_volume(path: str | os.PathLike) -> bool:
-    """Whether it is to be read as a volume, by its ending or its content."""
-    name = os.path.basename(path)
-    return is_volume_name(name) or is_archive(name) or is_dicom(path)
 
 
 def find_volumes(folder: str, files: list[str], options: Options = Options()) -> Volumes:
@@ -99,7 +91,7 @@ def choose(found: Iterable[Volumes], options: Options) -> Volumes:
                 if note := volume.tags.get("note"):
                     problems.append(Problem(volume.path, Kind.REMARK, note))
             except VolumeError as error:
-                problems.append(problem_of(error))
+                problems.append(error.problem)
         for problem in of_unit.problems:
             if search and problem.series and not search(problem.series):
                 if problem.kind is Kind.ECHOES:  # its series has been counted
@@ -177,9 +169,7 @@ def merge_remarks(
         paths = abridged([problem.path for problem in short])
         lines.append(f"{len(short)} series too short for a scan: {paths}")
     if foreign := of_kind.pop(Kind.FOREIGN, []):
-        paths = abridged([problem.path for problem in foreign])
-        count = counted(len(foreign), "archive")
-        lines.append(f"{count} passed over, as zips and those without DICOM files are: {paths}")
+        lines += [f"passed over: {line}" for line in abridged_lines(merge_alike(foreign))]
     of_files = [problem for problem in of_kind[Kind.REMARK] if problem.path]
     lines += abridged_lines(merge_alike(of_files))
     left = [p for p in problems if p.kind in of_kind and not (p.kind is Kind.REMARK and p.path)]

@@ -64,23 +64,22 @@ class Slicing:
 class Volume:
     """The header of one knee imaged once: what its pixels are read by, and what it tells itself.
 
-    path is a file, or a folder of DICOM files, of which `parts` are those of this series in spatial
-    order; number counts the series of a folder from 1 (scans/dicom.py). Of an archive `members` are
-    the positions of those files in it (scans/archives.py).
+    path is a file, an archive, or a folder of DICOM files; number counts the series that share it,
+    from 1. Of DICOM `places` are the slices in spatial order: each is a file (its place in `parts`,
+    or among the members of the archive) and a frame of it.
     """
 
     path: str
-    parts: tuple[str, ...]  # the files whose pixels, one after the other, are the volume
+    parts: tuple[str, ...]  # the files that its pixels are read from
     size: tuple[int, ...]  # along the axes i, j, k
     spacing: tuple[float, ...]  # mm
     origin: tuple[float, ...]
     direction: np.ndarray  # (3, 3); column a is where axis a points
     components: int
-    bits: int
     sides: frozenset[str]  # that DICOM tags name
     tags: dict[str, str]
     number: int = 1
-    members: tuple[int, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
     slicing: Slicing | None = None  # None until it is planned: volumes.plan_slicing
 
     @property
@@ -127,7 +126,7 @@ class Kind(Enum):
     SHORT = "short"  # the same, beside series that are scans
     UNCHOSEN = "unchosen"  # a series that --series does not name
     ECHOES = "echoes"  # a series of several echoes, of which the shortest is taken
-    FOREIGN = "foreign"  # an archive that holds no series of DICOM files
+    FOREIGN = "foreign"  # a valid file that holds no images, such as a structured report
     CONTRADICTION = "contradiction"  # two things tell two labels
     PACKAGE = "package"  # it is not read, as a package is missing
     NAMELESS = "nameless"  # nothing tells the patient
@@ -153,6 +152,8 @@ class Problem(NamedTuple):
         return str(self).split("\n") if self.kind is Kind.NAMELESS else [str(self)]
 
 
+MIN_SLICES = 5  # of a volume; fewer are a localizer
+MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
 DAMAGED = "damaged, or not what its name says"  # of files; what is wrong with them follows
 
 
@@ -164,6 +165,10 @@ class VolumeError(DataError):
     def __init__(self, path: str, text: str, series: str = ""):
         super().__init__(f"{path}: {text}")
         self.path, self.text, self.series = path, text, series
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.path, self.kind, self.text, self.series)
 
 
 class TooShort(VolumeError):
@@ -179,9 +184,16 @@ class Unchosen(VolumeError):
 
 
 class NoSeries(VolumeError):
-    """An archive that holds no series of DICOM files."""
+    """A valid file that holds no images: an archive of other files, a structured report, ..."""
 
     kind = Kind.FOREIGN
+
+
+class Volumes(NamedTuple):
+    """The volumes among some files, and what is wrong with others."""
+
+    volumes: list[Volume]
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)

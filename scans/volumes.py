@@ -7,31 +7,18 @@
 Geometry is in mm, in patient coordinates: x to the left, y to the back, z up.
 """
 
-import re
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from common.program import MissingPackage, counted
-from scans.archives import unpacked
-from scans.arrays import is_npy, is_npz, read_npy_header, read_npy_pixels
-from scans.formats import (
-    DICOM_READER,
-    check_claim,
-    check_file,
-    check_openable,
-    check_whole,
-    data_files,
-    reader_of,
-)
-from scans.identity.names import side_in
-from scans.names import is_nifti
-from scans.readers import nifti
+from common.program import counted
+from scans.names import is_npy
+from scans.readers import read_pixels
 from scans.slices import (
-    DAMAGED,
+    MAX_VOXELS,
+    MIN_SLICES,
     DataError,
     Options,
     Slice,
@@ -40,36 +27,18 @@ from scans.slices import (
     Volume,
     VolumeError,
 )
+from scans.stacks import is_radiograph
 
 PLANES = ("stored", "sagittal", "coronal", "axial")
-MIN_SLICES = 5  # fewer are a localizer
 MAX_PIXELS = 20_000_000  # a slice; far above any
-MAX_VOXELS = 500_000_000  # 2 GB as float32; a file that claims more is damaged or hostile
 MM = 1e-9, 1e9  # of a voxel, in whatever unit
 FARTHEST = 1e6  # mm from the middle
 MIDLINE = 20.0  # mm; a volume centred nearer to x = 0 does not tell its side
 PERCENTILES = (1, 99.5)  # of the whole volume: black and white
-FIRST_READ, READ_BEFORE = threading.Lock(), set()  # see read_image_alone
 # Where slices, rows (downwards) and columns (to the right) of a plane go: Left, Posterior, ...
 TOWARDS = {"sagittal": "LIP", "coronal": "PIL", "axial": "SPL"}
 OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
 AXES = {False: "rows and columns", True: "slices, rows and columns"}  # of whole scans
-LATERALITY = {"L": "left", "R": "right"}
-# fmt: off
-TAGS = {
-    "patient": "0010|0020", "date": "0008|0020", "study": "0020|000d",
-    "series": "0020|000e", "number": "0020|0011", "description": "0008|103e",
-    "echo_time": "0018|0081", "echo": "0018|0086", "position": "0020|0032",
-    "laterality": "0020|0060", "image_laterality": "0020|0062",
-    "space": "NRRD_space",
-}
-# fmt: on
-
-
-def source_files(volume: Volume) -> tuple[str, ...]:
-    """All files that its pixels are read from."""
-    one_file = volume.parts == (volume.path,) and not volume.members
-    return volume.parts + (data_files(volume.path) if one_file else ())
 
 
 def side_of_position(volume: Volume) -> str | None:
@@ -90,92 +59,6 @@ def has_space(volume: Volume) -> bool:
     return "space" in volume.tags or not volume.path.lower().endswith((".nrrd", ".nhdr"))
 
 
-# ---- headers -------------------------------------------------------------------------------------
-
-
-def simpleitk():
-    """SimpleITK, imported when a volume is really read.
-
-    Raises MissingPackage without it, or of a broken one.
-    """
-    install = "pip install -r requirements-extra.txt"
-    try:
-        import SimpleITK
-    except ImportError:
-        raise MissingPackage(
-            f"reading DICOM, NRRD and MetaImage needs SimpleITK: {install}"
-        ) from None
-    except Exception as error:  # a broken library may raise anything
-        problem = f"{type(error).__name__}: {error}"
-        text = f"SimpleITK, which reads volumes, can't be imported ({problem}): {install}"
-        raise MissingPackage(text) from error
-    SimpleITK.ProcessObject_SetGlobalWarningDisplay(False)
-    return SimpleITK
-
-
-def one_line(error: Exception) -> str:
-    """What SimpleITK says, without its source files and addresses."""
-    text = str(error).rsplit("ERROR:", 1)[-1]
-    text = " ".join(re.sub(r"\w+ ?\(0x\w+\):", "", text).split())[:200]
-    return f"{DAMAGED}: {text}"
-
-
-def read_header(path: str, is_dicom: bool = False) -> Volume:
-    """Size, geometry and tags of one file, without its pixels. Raises VolumeError."""
-    if is_npy(path) or is_npz(path):
-        return read_npy_header(path)
-    if is_nifti(path) and not is_dicom:
-        check_openable(path, path)
-        return nifti.read_header(path)
-    sitk = simpleitk()
-    check_file(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(reader_of(path, is_dicom))
-    reader.SetFileName(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise VolumeError(path, one_line(error)) from None
-    size, dimension = reader.GetSize(), reader.GetDimension()
-    if dimension == 4 and size[3] == 1:
-        size = size[:3]
-    held = {name: tag for name, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
-    tags = {name: clean(reader.GetMetaData(tag)) for name, tag in held.items()}
-    letters = {tags.get("laterality"), tags.get("image_laterality")}
-    sides = {LATERALITY[letter] for letter in letters & LATERALITY.keys()}
-    sides |= {side_in(tags.get("description", ""), letters=False)} - {None}
-    bits = sitk.GetPixelIDValueAsString(reader.GetPixelID()).split("-")[0]
-    # A negative spacing turns its axis.
-    spacing = np.array(reader.GetSpacing()[:3])
-    direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
-    return Volume(
-        path=path,
-        parts=(path,),
-        size=size,
-        spacing=tuple(np.abs(spacing).tolist()),
-        origin=reader.GetOrigin()[:3],
-        direction=direction * np.where(spacing < 0, -1, 1),
-        components=reader.GetNumberOfComponents(),
-        bits=int(bits) if bits.isdigit() else 8,
-        sides=frozenset(sides),
-        tags=tags,
-    )
-
-
-def clean(tag: str) -> str:
-    """A tag's text in one line without padding, and without bytes that are no text."""
-    text = tag.encode("utf-8", "replace").decode().strip(" \0")
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def sorting_number(text: str | None) -> float:
-    """What is no number comes last."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return np.inf
-
-
 def check_volume(volume: Volume) -> None:
     """Raise VolumeError for what is not one grey 3D volume of a sane size."""
     size = " x ".join(map(str, volume.size))
@@ -194,7 +77,6 @@ def check_volume(volume: Volume) -> None:
     elif np.prod(volume.size, dtype=float) > MAX_VOXELS:
         problem = f"claims {size} voxels, more than {MAX_VOXELS}"
     else:
-        check_claim(volume, source_files(volume))
         return
     raise VolumeError(volume.source, problem)
 
@@ -230,7 +112,7 @@ def plan_slicing(volume: Volume, options: Options = Options()) -> Volume:
         reverse = tuple(code[a] != c for a, c in zip(axes, TOWARDS[plane], strict=True))
     else:
         raise DataError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
-    if (count := volume.size[axes[0]]) < MIN_SLICES:
+    if (count := volume.size[axes[0]]) < MIN_SLICES and not is_radiograph(volume):
         raise TooShort(
             volume.source, f"only {counted(count, 'slice')}, expected {MIN_SLICES} or more"
         )
@@ -312,7 +194,8 @@ def read_slices(volume: Volume) -> np.ndarray:
     """The slices of a volume, as they were planned: uint8 array (slices, height, width).
 
     The 1st percentile of the whole volume becomes 0, the 99.5th 255, values between are linear
-    (from minimum to maximum if the two are equal; NaN and infinities count as the minimum).
+    (from minimum to maximum if the two are equal). NaN, infinities and DICOM's padding have no part
+    in that, and are black.
 
     Raises:
         VolumeError: one line that names the file and what is wrong.
@@ -320,11 +203,12 @@ def read_slices(volume: Volume) -> np.ndarray:
     slicing = volume.slicing
     pixels = read_pixels(volume)  # (k, j, i)
     finite = np.isfinite(pixels)
-    if not finite.all():
-        pixels[~finite] = pixels[finite].min() if finite.any() else 0
-    low, high = map(float, np.percentile(pixels, PERCENTILES))
-    if low == high:  # as in a label map with little but background
-        low, high = float(pixels.min()), float(pixels.max())
+    measured = pixels if finite.all() else pixels[finite]
+    low, high = map(float, np.percentile(measured, PERCENTILES)) if measured.size else (0.0, 0.0)
+    if low == high and measured.size:  # as in a label map with little but background
+        low, high = float(measured.min()), float(measured.max())
+    if measured is not pixels:
+        pixels[~finite] = low
     pixels = pixels.transpose([2 - a for a in slicing.axes])  # (slices, rows, columns)
     pixels = pixels[tuple(slice(None, None, -1 if r else 1) for r in slicing.reverse)]
     chosen = np.linspace(0, len(pixels) - 1, slicing.slices).round().astype(int)
@@ -334,77 +218,3 @@ def read_slices(volume: Volume) -> np.ndarray:
         return slices
     size, bilinear = (slicing.width, slicing.height), Image.Resampling.BILINEAR
     return np.stack([np.asarray(Image.fromarray(s).resize(size, bilinear)) for s in slices])
-
-
-def read_pixels(volume: Volume) -> np.ndarray:
-    """All voxels, float32 (k, j, i). SimpleITK applies slopes and inverts MONOCHROME1 itself."""
-    if is_npy(volume.path):
-        return read_npy_pixels(volume)
-    if is_nifti(volume.path) and not volume.members:
-        check_openable(volume.path, volume.path)
-        return nifti.read_pixels(volume)
-    if volume.parts == (volume.path,) and not volume.members:
-        check_whole(volume)
-    if not volume.members:
-        return read_files(volume.parts, volume.size)
-    with unpacked(volume.path, volume.members) as paths:
-        try:
-            return read_files(paths, volume.size)
-        except VolumeError as error:  # it names a temporary file
-            raise VolumeError(volume.path, f"a slice in the archive: {error.text}") from None
-
-
-def read_image(paths: Sequence[str]):
-    """A SimpleITK image of one file, or of a file for each slice. Raises RuntimeError."""
-    sitk = simpleitk()
-    if len(paths) == 1:
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO(reader_of(paths[0], is_dicom=False))
-        reader.SetFileName(paths[0])
-    else:
-        reader = sitk.ImageSeriesReader()
-        reader.SetImageIO(DICOM_READER)
-        reader.SetFileNames(paths)
-    reader.SetOutputPixelType(sitk.sitkFloat32)  # slices may have slopes of their own
-    return reader.Execute()
-
-
-def read_image_alone(paths: Sequence[str]):
-    """`read_image`, but the first of each way of reading in this process is read alone.
-
-    At its first use ITK fills tables that it does not lock: of some 200 starts in which two threads
-    began at once, one ended in a segmentation fault.
-    """
-    way = len(paths) == 1
-    if way in READ_BEFORE:
-        return read_image(paths)
-    with FIRST_READ:
-        image = read_image(paths)
-        READ_BEFORE.add(way)
-        return image
-
-
-def read_files(paths: Sequence[str], size: tuple[int, ...]) -> np.ndarray:
-    """The voxels of one file, or of a file for each slice, as float32 (k, j, i)."""
-    sitk = simpleitk()
-    for path in paths:
-        check_file(path)
-    try:
-        image = read_image_alone(paths)
-    except RuntimeError as error:
-        for path in paths:  # which of them is it?
-            check_slice(path, int(np.prod(size)) // len(paths))
-        raise VolumeError(paths[0], one_line(error)) from None
-    if image.GetNumberOfPixels() != np.prod(size):
-        raise VolumeError(paths[0], "has changed since its header was read")
-    return sitk.GetArrayFromImage(image).reshape(size[::-1])
-
-
-def check_slice(path: str, pixels: int) -> None:
-    """Raise VolumeError if a file can't be read, or has not so many pixels."""
-    try:
-        count = read_image([path]).GetNumberOfPixels()
-    except RuntimeError as error:
-        raise VolumeError(path, one_line(error)) from None
-    if count != pixels:
-        raise VolumeError(path, "has changed since its header was read")

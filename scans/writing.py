@@ -10,14 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from common.files import check_regular, try_folder, whole_folder
+from common.isolation import Lost, isolated
 from common.program import UserError
-from common.quiet import quiet_libraries
-from common.threads import in_threads
 from scans.identity.names import Identity, written_name
 from scans.images import ImageError, bit_depth, read_image
 from scans.slices import DataError, Kind, Listing, Problem, Slice
@@ -33,20 +31,6 @@ class Written(NamedTuple):
     depths: dict[int, int]  # bits that 16-bit images hold -> so many scans
 
 
-class Grey(NamedTuple):
-    """What one source holds."""
-
-    pixels: list[np.ndarray]  # uint8 (height, width) of each slice
-    highest: int | None = None  # of a 16-bit image, which has no grey levels yet
-
-
-class Result(NamedTuple):
-    """Of writing the slices of one source."""
-
-    highest: int | None = None  # of a 16-bit image, which is not written yet
-    problem: Problem | None = None
-
-
 def try_file(flag: str, path: Path) -> None:
     """Before the work: raise UserError, or OSError with a name, if it can't be written."""
     if not path.parent.is_dir():
@@ -56,7 +40,6 @@ def try_file(flag: str, path: Path) -> None:
     try_folder(path.parent)
 
 
-@quiet_libraries()
 def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> Written:
     """Write all slices into a new or empty folder, which appears when it is whole.
 
@@ -69,27 +52,22 @@ def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> 
     for s in listing.slices:
         sources[s.source, s.index is None].append(s)
     with whole_folder(folder) as temporary:
-
-        def write(slices: list[Slice], bits: int | None = None) -> Result:
-            try:
-                found = read_at_once(slices, bits)
-            except (ImageError, VolumeError) as error:
-                return Result(problem=Problem(slices[0].source, Kind.UNREADABLE, error.text))
-            if found.highest is None:
-                for s, grey in zip(slices, found.pixels, strict=True):
-                    Image.fromarray(grey).save(temporary / names[s.name])
-            return Result(found.highest)
-
-        done = in_threads(write, sources.values(), workers)
+        files = {x: [temporary / names[s.name] for s in found] for x, found in sources.items()}
+        tasks = ((found, files[x], None) for x, found in sources.items())
+        done = isolated(write, tasks, workers)
         bar = tqdm(done, "writing", len(sources), disable=None)
         results = dict(zip(sources, bar, strict=True))
         # 16-bit images are read twice: so it takes no memory to wait for the rest of a scan.
-        deep = [source for source, result in results.items() if result.highest is not None]
-        bits = bits_of_scans((sources[x][0].scan, results[x].highest) for x in deep)
-        done = in_threads(lambda x: write(sources[x], bits[sources[x][0].scan]), deep, workers)
-        bar = tqdm(done, "writing", len(deep), disable=None if deep else True)
+        deep = [source for source, result in results.items() if isinstance(result, int)]
+        bits = bits_of_scans((sources[x][0].scan, results[x]) for x in deep)
+        tasks = ((sources[x], files[x], bits[sources[x][0].scan]) for x in deep)
+        bar = tqdm(isolated(write, tasks, workers), "writing", len(deep), disable=not deep or None)
         results |= zip(deep, bar, strict=True)
-        problems = [result.problem for result in results.values() if result.problem]
+        problems = [
+            Problem(path, Kind.UNREADABLE, result.text)
+            for (path, _), result in results.items()
+            if isinstance(result, Lost)
+        ]
         lost = {problem.path for problem in problems}
         written = [s for s in listing.slices if s.source not in lost]
         if not written:
@@ -100,26 +78,33 @@ def write_slices(listing: Listing, folder: Path, workers: int | None = None) -> 
     return Written(len(written), sum(bool(s.label) for s in written), problems, depths)
 
 
+def write(task: tuple[list[Slice], list[Path], int | None]) -> int | Lost | None:
+    """Write the slices of one source as these files. The third is how many bits a 16-bit image
+    holds: where it is not known yet, nothing is written, and the image's largest value returned.
+    """
+    slices, files, bits = task
+    try:
+        if (volume := slices[0].volume) is not None:
+            planes = read_slices(volume)
+            pixels = [planes[s.index] for s in slices]
+        else:
+            image = read_image(slices[0].source)
+            if image.highest is not None and bits is None:
+                return image.highest
+            pixels = [image.values if image.highest is None else image.grey(bits)]
+    except (ImageError, VolumeError) as error:
+        return Lost(error.text)
+    for grey, file in zip(pixels, files, strict=True):
+        Image.fromarray(grey).save(file)
+    return None
+
+
 def bits_of_scans(found: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Scan -> the bits that its 16-bit images hold, of each one's scan and largest value."""
     highest: dict[str, int] = {}
     for scan, value in found:
         highest[scan] = max(value, highest.get(scan, 0))
     return {scan: bit_depth(value) for scan, value in highest.items()}
-
-
-def read_at_once(slices: list[Slice], bits: int | None = None) -> Grey:
-    """The slices of one source. bits is what a 16-bit image holds, once it is known."""
-    first = slices[0]
-    if first.volume is not None:
-        planes = read_slices(first.volume)
-        return Grey([planes[s.index] for s in slices])
-    image = read_image(first.source)
-    if image.highest is None:
-        return Grey([image.values] * len(slices))
-    if bits is None:
-        return Grey([], image.highest)
-    return Grey([image.grey(bits)] * len(slices))
 
 
 def name_all(listing: Listing) -> dict[str, str]:

@@ -197,5 +197,18 @@ def volume_towards(towards: str, path: str = "a.nii") -> Volume:
         place = "LPSRAI".index(letter)
         direction[place % 3, axis] = 1 if place < 3 else -1
     slicing = Slicing((2, 1, 0), (False,) * 3, 4, 8, 10)
-    about = (10, 8, 12), (1.0, 1.0, 3.0), (0.0, 0.0, 0.0), direction, 1, 16, frozenset(), {}
+    about = (10, 8, 12), (1.0, 1.0, 3.0), (0.0, 0.0, 0.0), direction, 1, frozenset(), {}
     return Volume(path, (path,), *about, slicing=slicing)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Files are read here: processes of their own don't see what a test patches."""
+    from common import isolation
+    from scans import cache, headers, overview, writing
+
+    def isolated(work, tasks, *_, **__):
+        return (isolation.attempt(work, task) for task in tasks)
+
+    for module in (cache, headers, overview, writing):
+        monkeypatch.setattr(module, "isolated", isolated)

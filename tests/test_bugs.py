@@ -68,13 +68,15 @@ def not_a_number(*_, **__):
 
 
 @pytest.mark.parametrize("program", PROGRAMS[:3])
-def test_a_typo_in_the_decoder_blames_no_file(program, arguments_of, monkeypatch, capsys):
+def test_a_typo_in_the_decoder_blames_no_file(
+    program, arguments_of, monkeypatch, capsys, in_this_process
+):
     monkeypatch.setattr(images, "resize", misspelt_resize)
     assert_traceback(program, arguments_of(program), AttributeError, capsys)
 
 
 def test_a_typo_in_the_reader_blames_no_file_that_is_to_be_written(
-    arguments_of, monkeypatch, tmp_path, capsys
+    arguments_of, monkeypatch, tmp_path, capsys, in_this_process
 ):
     def misspelt(image, mode):
         return image.converrt(mode)

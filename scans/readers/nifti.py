@@ -1,7 +1,7 @@
 """NIfTI 1 and 2, by nibabel: headers -> volumes, and their voxels.
 
-    volume = read_header("p01_RIGHT.nii.gz")    # .size (i, j, k), geometry in mm
-    pixels = read_pixels(volume)                # (k, j, i) float32, slopes applied
+    (volume,) = read_headers("p01_RIGHT.nii.gz")    # .size (i, j, k), geometry in mm
+    pixels = read_pixels(volume)                    # (k, j, i) float32, slopes applied
 
 Where a file is: its sform if that has a code, else its qform, as nibabel and FSL have it. NIfTI
 counts x to the right and y to the front; a volume here counts both the other way, as DICOM does.
@@ -10,13 +10,11 @@ counts x to the right and y to the front; a volume here counts both the other wa
 import gzip
 import logging
 import math
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
-from common.program import MissingPackage
+from common.files import check_regular
+from scans.readers.foreign import foreign, package
 from scans.slices import DAMAGED, Volume, VolumeError
 
 LARGEST_SHEAR = 15.0  # degrees between two axes and a right angle; more is no photograph of a body
@@ -27,42 +25,18 @@ BLOCK = 1 << 20  # bytes behind the voxels of a packed file, of which the last a
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what is mended in a header
 
 
-def nibabel():
-    """nibabel, imported when a file is really read. Raises MissingPackage without it."""
-    try:
-        import nibabel
-    except ImportError:
-        text = "reading NIfTI needs nibabel: pip install -r requirements-extra.txt"
-        raise MissingPackage(text) from None
-    return nibabel
-
-
-@contextmanager
-def foreign(path: str) -> Iterator[None]:
-    """Around nibabel's own reading alone: of a damaged file it may raise anything at all."""
-    try:
-        yield
-    except VolumeError:
-        raise
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise VolumeError(path, f"cut or damaged: {error}") from None
-    except Exception as error:
-        text = f"{error or type(error).__name__}".replace(path, "it")
-        text = " ".join(text.replace("'it'", "it").replace('"it"', "it").split())[:200]
-        raise VolumeError(path, f"{DAMAGED}: {text}") from error
-
-
 def load(path: str):
     """An image of nibabel, whose voxels are not read yet. Raises VolumeError."""
-    nib = nibabel()
+    nib = package("nibabel", "NIfTI")
     with foreign(path):
+        check_regular(path)
         image = nib.load(path, mmap=False)
         if not isinstance(image, nib.Nifti1Image):
             raise VolumeError(path, f"{DAMAGED}: no NIfTI header")
         return image
 
 
-def read_header(path: str) -> Volume:
+def read_headers(path: str) -> list[Volume]:
     """Size and geometry of a file, without its voxels. Raises VolumeError."""
     image = load(path)
     with foreign(path), np.errstate(all="ignore"):  # of NaN; the numbers are looked at below
@@ -75,7 +49,7 @@ def read_header(path: str) -> Volume:
     while len(size) > 3 and size[-1] == 1:
         size = size[:-1]
     direction, of_shear = at_right_angles(path, affine[:3, :3] / spacing)
-    return Volume(
+    volume = Volume(
         path=path,
         parts=(path,),
         size=size,
@@ -83,10 +57,10 @@ def read_header(path: str) -> Volume:
         origin=tuple(affine[:3, 3].tolist()),
         direction=direction,
         components=len(kind.names) if kind.names else 1 + (kind.kind == "c"),
-        bits=8 * kind.itemsize,
         sides=frozenset(),
         tags={"note": "; ".join([*notes, *of_shear])} if notes or of_shear else {},
     )
+    return [volume]
 
 
 def affine_of(image) -> tuple[np.ndarray, list[str]]:
@@ -131,7 +105,7 @@ def read_pixels(volume: Volume) -> np.ndarray:
         if tuple(image.shape[:3]) != size:
             raise VolumeError(volume.path, "has changed since its header was read")
         if volume.path.lower().endswith(".gz"):
-            end = image.dataobj.offset + volume.bits // 8 * math.prod(size)
+            end = image.dataobj.offset + image.get_data_dtype().itemsize * math.prod(size)
             with gzip.open(volume.path) as file:  # nibabel would not look at the checksum
                 image = type(image).from_bytes(file.read(end + BLOCK))
         return image.get_fdata(dtype=np.float32, caching="unchanged").reshape(size).T

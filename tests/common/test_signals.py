@@ -14,7 +14,6 @@ from pathlib import Path
 from common import signals
 from common.files import whole_file, whole_folder
 from common.program import run_program
-from common.threads import in_threads
 
 def stop(number=signal.SIGINT):
     os.kill(os.getpid(), number)
@@ -92,24 +91,6 @@ print("not reached")
     assert (tmp_path / "a.txt").read_text() == "rowrowrow"
     folder = "with whole_folder(Path(sys.argv[1], 'b')) as new:\n    stop(); signals.check()"
     assert process(folder, tmp_path).returncode == 130 and not (tmp_path / "b").exists()
-
-
-def test_work_in_threads_ends_with_what_was_begun(tmp_path):
-    body = """
-begun = []
-def work(item):
-    begun.append(item)
-    time.sleep(0.02)
-try:
-    with signals.orderly():
-        for _ in in_threads(work, range(1000), 2):
-            if len(begun) == 4:
-                stop()
-finally:
-    print(len(begun) < 10)
-"""
-    done = process(body, tmp_path)
-    assert (done.returncode, done.stdout) == (130, "True\n")
 
 
 def test_a_second_one_does_not_wait(tmp_path):

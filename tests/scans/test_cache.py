@@ -233,18 +233,19 @@ def test_full_disk_leaves_slices_in_memory_and_no_file(files, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-SLOW = (
-    "import sys, time; from scans import cache; read = cache.read_image\n"
-    "def slow(path, size):\n"
-    "    if path == sys.argv[-1]: print('last', flush=True); time.sleep(float(WAIT))\n"
-    "    return read(path, size)\n"
-    "cache.read_image = slow\n" + OPEN + "print(pixels.mean(), note)"
+HALF_WAY = (
+    "import sys, time; from scans import cache; isolated = cache.isolated\n"
+    "def slow(*tasks, **more):\n"
+    "    for i, found in enumerate(isolated(*tasks, **more)):\n"
+    "        if i == 4: print('last', flush=True); time.sleep(float(WAIT))\n"
+    "        yield found\n"
+    "cache.isolated = slow\n" + OPEN + "print(pixels.mean(), note)"
 )
 
 
 def test_kill_while_decoding_leaves_nothing_that_counts_as_whole(files, tmp_path, decodings):
     folder = tmp_path / "cache"
-    process = python(SLOW.replace("WAIT", "60"), folder, files)
+    process = python(HALF_WAY.replace("WAIT", "60"), folder, files)
     assert process.stdout.readline() == "last\n"
     process.kill()
     process.communicate()
@@ -260,7 +261,7 @@ def test_kill_while_decoding_leaves_nothing_that_counts_as_whole(files, tmp_path
 
 def test_two_processes_that_start_at_once_both_have_their_slices(files, tmp_path, decodings):
     folder = tmp_path / "cache"
-    both = [python(SLOW.replace("WAIT", "0.5"), folder, files) for _ in range(2)]
+    both = [python(HALF_WAY.replace("WAIT", "0.5"), folder, files) for _ in range(2)]
     results = [process.communicate() for process in both]
     mean = decoded(files, (600, 800)).mean()
     # One of them may have come late enough to find what the other one kept.

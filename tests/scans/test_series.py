@@ -16,7 +16,7 @@ from volume_files import make_oai, noise, sitk, write_dicom, write_volume
 import dataset
 import predict
 import train
-from scans import dicom, headers
+from scans import headers
 from scans.labelled import list_labelled
 from scans.listing import list_slices
 from scans.series import (
@@ -199,15 +199,14 @@ def test_descriptions_that_are_no_text_stay_one_line(tmp_path):
 
 def opened(monkeypatch) -> list[str]:
     """The files whose headers are read from now on, in this process."""
-    paths = []
-    reading = dicom.read_header
+    paths, reading = [], headers.read_file
 
-    def read_header(path, is_dicom=False):
-        paths.append(path)
-        return reading(path, is_dicom)
+    def isolated(work, tasks, *_, **__):
+        for path in tasks:
+            paths.append(path)
+            yield reading(path)
 
-    monkeypatch.setattr(dicom, "read_header", read_header)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(headers, "isolated", isolated)
     return paths
 
 
@@ -266,19 +265,6 @@ def test_where_headers_cannot_be_kept_they_are_read(tmp_path):
     (tmp_path / "cache").write_text("a file")
     listing = list_slices(tmp_path / "in", None, Options(cache_dir=tmp_path / "cache"))
     assert len(listing.slices) == 6 and not listing.problems
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("broken", [False, True])
-def test_several_processes_read_what_one_does(oai, monkeypatch, broken):
-    """Also where they end at once: then this one reads."""
-    expected = plain(list_slices(oai))
-    monkeypatch.setattr(headers, "FILES_PER_PROCESS", 50)
-    if broken:
-        monkeypatch.setattr(headers.sys, "executable", shutil.which("false"))
-    paths = opened(monkeypatch)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert plain(list_slices(oai)) == expected and bool(paths) == broken
 
 
 def test_many_folders_are_found_in_their_order(tmp_path):

@@ -365,7 +365,7 @@ def test_what_is_there_is_never_overwritten(knees, out, capsys):
     assert keep(knees, out) == 0 and len(os.listdir(out)) == 2  # an empty folder may be filled
 
 
-def test_a_full_disk_leaves_nothing(knees, out, monkeypatch, capsys):
+def test_a_full_disk_leaves_nothing(knees, out, monkeypatch, capsys, in_this_process):
     write_images(knees, *(f"left/p1_{i}.png" for i in range(6)))
     save, saved = Image.Image.save, []
 
@@ -404,7 +404,7 @@ def limit_files() -> None:
 
 
 @pytest.mark.parametrize("interrupted", ["read_image", "written_name"])
-def test_an_interrupt_leaves_nothing(knees, out, monkeypatch, capsys, interrupted):
+def test_an_interrupt_leaves_nothing(knees, out, monkeypatch, capsys, interrupted, in_this_process):
     write_images(knees, *(f"left/p1_{i}.png" for i in range(40)))
     calls, real = [], getattr(writing, interrupted)
 

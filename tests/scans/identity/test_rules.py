@@ -24,7 +24,7 @@ def record(path: str, dicom: str = "", side: str = "", **known) -> Record:
         slicing = Slicing((2, 1, 0), (False,) * 3, 8, 8, 8)
         geometry = (8, 8, 8), (1, 1, 1), (0, 0, 0), np.eye(3)
         sides, tags = frozenset([side] if side else []), {"patient": dicom} if dicom else {}
-        volume = Volume(path, (path,), *geometry, 1, 8, sides, tags, slicing=slicing)
+        volume = Volume(path, (path,), *geometry, 1, sides, tags, slicing=slicing)
     return Record(path, path, volume, **known)
 
 

@@ -155,7 +155,7 @@ def record_of(file: File, scheme: Scheme) -> Record:
     slicing = Slicing((2, 1, 0), (False,) * 3, 8, 8, 8)
     geometry = (8, 8, 8), (1, 1, 1), (0, 0, 0), np.eye(3)
     tags = {"patient": scheme.patients[file.patient]} if scheme.in_dicom else {}
-    header = *geometry, 1, 8, frozenset([file.side]), tags
+    header = *geometry, 1, frozenset([file.side]), tags
     source = f"/data/{file.path}"
     return Record(source, file.path, Volume(source, (source,), *header, slicing=slicing))
 

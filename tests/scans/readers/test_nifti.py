@@ -250,5 +250,8 @@ def test_without_nibabel_one_line_says_what_to_install(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "reading NIfTI needs nibabel: pip install -r requirements-extra.txt" in done.stderr
+    assert (
+        "reading NIfTI needs nibabel (ImportError: blocked): pip install -r requirements-extra.txt"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr

@@ -1,7 +1,6 @@
 """Tar archives of DICOM files: read as their folder is, and refused where they are hostile."""
 
 import gzip
-import io
 import os
 import tarfile
 import tempfile
@@ -12,13 +11,12 @@ import numpy as np
 import pytest
 from volume_files import noise, pack, write_dicom, write_tar, write_two_series
 
-from scans import archives
 from scans.cache import decode_slices
 from scans.labelled import list_labelled
 from scans.listing import list_slices
 from scans.series import open_volume
 from scans.slices import Kind, Options, by_scan
-from scans.volumes import VolumeError, read_slices, source_files
+from scans.volumes import VolumeError, read_slices
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +63,7 @@ def test_an_archive_is_read_as_its_folder_is(tmp_path, ending, mode):
             tar.add(tmp_path / "a" / "s" / name, arcname=f"deep/er/{name.removesuffix('.dcm')}")
         tar.add(tmp_path / "a" / "s", arcname="deep/empty", recursive=False)
     archive = open_volume(path)
-    assert archive.source == str(path) and source_files(archive) == (str(path),)
+    assert archive.source == str(path) and archive.parts == (str(path),)
     assert (archive.size, archive.spacing, archive.origin) == (
         folder.size,
         folder.spacing,
@@ -93,11 +91,11 @@ def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path):
     v = open_volume(pack(tmp_path / "s"))
     write_dicom(tmp_path / "s", noise(6, 8, 10))
     pack(tmp_path / "s")
-    with pytest.raises(VolumeError, match=r"s\.tar\.gz: has changed since its headers were read"):
+    with pytest.raises(VolumeError, match=r"s\.tar\.gz: has changed since its headers? w"):
         read_slices(v)
     write_dicom(tmp_path / "s", noise(8, 8, 12))
     pack(tmp_path / "s")
-    with pytest.raises(VolumeError, match=r"s\.tar\.gz: a slice in the archive: has changed"):
+    with pytest.raises(VolumeError, match=r"s\.tar\.gz: has changed"):
         read_slices(v)
 
 
@@ -105,7 +103,7 @@ def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path):
 
 
 def test_names_links_and_devices_lead_nowhere(tmp_path, scratch, content):
-    """What is written is named 0001, 0002, ... in a folder of ours, and removed."""
+    """Nothing of an archive is written anywhere."""
     before = set(tmp_path.rglob("*"))
     victim = tmp_path / "victim"
     names = ["../escaped", f"{tmp_path}/absolute", "a/" * 40 + "../" * 40 + "x", "n" * 5000]
@@ -116,14 +114,6 @@ def test_names_links_and_devices_lead_nowhere(tmp_path, scratch, content):
     members += [(member("x.dcm", kind), b"") for kind in kinds]
     path = write_tar(tmp_path / "s.tar", members)
     assert refusal(path).startswith("series 4 (no description): 4 slices where another one lies")
-    folder = scratch / "own"
-    folder.mkdir()
-    written = [m.path for m in archives.unpack(str(path), str(folder))]
-    assert len(written) == 5 and {os.path.dirname(p) for p in written} == {str(folder)}
-    assert all(Path(p).name.isdigit() and Path(p).read_bytes() == content for p in written)
-    for p in written:
-        os.unlink(p)
-    folder.rmdir()
     assert set(tmp_path.rglob("*")) == before | {path}
 
 
@@ -144,50 +134,41 @@ def test_cut_and_damaged_archives_are_named_as_archives(tmp_path):
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-        assert refusal(tmp_path / name).startswith("an archive that is cut or damaged"), name
+        assert refusal(tmp_path / name).startswith("cut or damaged"), name
     listing = list_slices(tmp_path)
     unreadable = {Path(p.path).name for p in listing.of_kind(Kind.UNREADABLE)}
     assert unreadable == files.keys() and set(by_scan(listing.slices)) == {"s.tar.gz"}
 
 
-@pytest.mark.slow
-def test_archives_beyond_any_series_are_refused_before_they_fill_memory_or_disk(
-    tmp_path, content, monkeypatch
-):
-    bomb = io.BytesIO()
-    with tarfile.open(fileobj=bomb, mode="w:gz") as tar:
-        info = member("001.dcm")
-        info.size = archives.RATIO_MATTERS + (1 << 20)
-        tar.addfile(info, io.BytesIO(bytes(info.size)))
-    (tmp_path / "bomb.tar.gz").write_bytes(bomb.getvalue())
-    assert refusal(tmp_path / "bomb.tar.gz").startswith("an archive of more than 64 MB unpacked")
-
-    many = [(member(f"{n}"), b"") for n in range(100_000)]
-    write_tar(tmp_path / "many.tar", [(member("001"), content), *many])
-    assert "an archive of more than 20000 members" in refusal(tmp_path / "many.tar")
-
+def test_a_name_of_gigabytes_and_a_member_of_terabytes_end_at_once(tmp_path):
     for name, kind, size in [
         ("huge.tar", tarfile.REGTYPE, 1 << 40),
-        ("negative.tar", tarfile.REGTYPE, -512),
         ("name.tar", tarfile.GNUTYPE_LONGNAME, 1 << 32),
         ("pax.tar", tarfile.XHDTYPE, 1 << 32),
     ]:
-        info = member("001", kind)
+        info = member("001.dcm", kind)
         info.size = size
-        header = info.tobuf(tarfile.GNU_FORMAT)
-        (tmp_path / name).write_bytes(header + bytes(10240))
-        assert f"a member of {size} bytes, expected" in refusal(tmp_path / name), name
+        (tmp_path / name).write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+        assert "\n" not in refusal(tmp_path / name), name
 
-    write_tar(tmp_path / "sparse.tar", [(member("001", tarfile.GNUTYPE_SPARSE), b"")])
-    assert "pack it again with tar" in refusal(tmp_path / "sparse.tar")
-    monkeypatch.setattr(archives, "MAX_BYTES", 20_000)
-    write_tar(tmp_path / "large.tar", [(member(f"{k}"), content) for k in range(30)])
-    assert "expected one series" in refusal(tmp_path / "large.tar")
+
+@pytest.mark.slow
+def test_an_archive_that_unpacks_to_more_than_memory_is_one_line(tmp_path):
+    info = member("001.dcm")
+    info.size = 9 << 30
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb", compresslevel=1) as bomb:
+        bomb.write(info.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(info.size >> 26):
+            bomb.write(bytes(1 << 26))
+    assert refusal(tmp_path / "bomb.tar.gz").startswith("it takes more than 8 GB of memory")
 
 
 def test_a_damaged_member_is_named(tmp_path, content):
-    path = write_tar(tmp_path / "s.tar", [(member("001"), content[:132] + b"\xff" * 500)])
-    assert refusal(path).startswith("a DICOM file in the archive can't be read: ")
+    path = write_tar(
+        tmp_path / "s.tar",
+        [(member("001"), content[:132] + b"\xff" * 500), (member("002"), content)],
+    )
+    assert refusal(path).startswith("001 in the archive: damaged")
 
 
 def test_an_archive_in_the_way_is_passed_over_and_one_that_is_named_is_refused(tmp_path):
@@ -202,10 +183,10 @@ def test_an_archive_in_the_way_is_passed_over_and_one_that_is_named_is_refused(t
     (tmp_path / "pipe.tar").unlink()
     listing = list_labelled(tmp_path, options=Options(patients="scan"))
     notes = list(map(str, listing.problems))
-    paths = ", ".join(f"{tmp_path}/{name}" for name in ("code.tar.gz", "nifti.tar", "old.zip"))
-    assert f"3 archives passed over, as zips and those without DICOM files are: {paths}" in notes
+    without = ", ".join(f"{tmp_path}/{name}" for name in ("code.tar.gz", "nifti.tar"))
+    assert f"passed over: an archive without DICOM images (2: {without})" in notes
     assert "unpack it and name the folder" in refusal(tmp_path / "old.zip")
-    assert refusal(tmp_path / "nifti.tar").startswith("an archive without DICOM files, expected")
+    assert refusal(tmp_path / "nifti.tar").startswith("an archive without DICOM images")
     assert refusal(tmp_path / "gone.tar") == "no such file"
 
 

@@ -1,4 +1,4 @@
-"""scans/formats.py: what SimpleITK would crash on, wait for, or fill the memory with."""
+"""NRRD and MetaImage, and what would crash their readers, wait for ever, or fill the memory."""
 
 import gzip
 import os
@@ -9,14 +9,15 @@ import zlib
 from pathlib import Path
 
 import pytest
-from volume_files import noise, sitk, volume, write_dicom, write_tar, write_volume
+from volume_files import noise, sitk, volume, write_tar, write_volume
 
-from scans.formats import check_file, data_files
+from common import isolation
+from scans.cache import decode_slices
 from scans.listing import list_slices
 from scans.series import open_volume
 from scans.volumes import VolumeError, read_slices
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 META = {
     "ObjectType": "Image",
     "NDims": "3",
@@ -89,21 +90,26 @@ LONG = "1" * 5000
         (meta, {"Comment": "\x1b[2J"}),
     ],
 )
-def test_headers_that_crash_their_readers_are_refused_by_field(tmp_path, write, fields):
+def test_headers_that_crash_their_readers_are_one_line_or_read(
+    tmp_path, monkeypatch, write, fields
+):
+    monkeypatch.setattr(isolation, "SECONDS", 2)
     path = write(tmp_path / ("a.nrrd" if write is nrrd else "a.mha"), **fields)
-    assert refusal(path).startswith("damaged, or not what its name says: ")
+    listing = list_slices(path)
+    found = decode_slices(listing.slices, (9, 9), progress=False)
+    assert listing.problems or found.errors or found.pixels.shape == (9, 1, 9, 9)
+    assert not [p for p in listing.problems if "\n" in p.text]
 
 
 def test_damage_in_packed_voxels_is_found(tmp_path):
-    """SimpleITK prints that it failed, and gives an image of what was in memory."""
+    """SimpleITK gives an image of what was in memory."""
     packed = bytearray(zlib.compress(noise(9, 9, 9).tobytes()))
     packed[500:520] = bytes(20)
     fields = {"CompressedData": "True", "CompressedDataSize": str(len(packed))}
     assert "cut or damaged" in refusal(meta(tmp_path / "a.mha", packed, **fields))
     packed = gzip.compress(noise(9, 9, 9).tobytes())
     assert read_slices(open_volume(nrrd(tmp_path / "a.nrrd", packed, encoding="gzip"))).any()
-    assert refusal(nrrd(tmp_path / "a.nrrd", packed[:-100], encoding="gzip")).startswith("cut")
-    assert "save them as raw or gzip" in refusal(nrrd(tmp_path / "a.nrrd", encoding="ascii"))
+    assert refusal(nrrd(tmp_path / "a.nrrd", packed[:-100], encoding="gzip")).startswith("damaged")
 
 
 def test_data_files_are_looked_at_before_they_are_opened(tmp_path):
@@ -112,21 +118,19 @@ def test_data_files_are_looked_at_before_they_are_opened(tmp_path):
     for name, write in (("a.mhd", meta), ("a.nhdr", nrrd)):
         key = "ElementDataFile" if write is meta else "data file"
         path = write(tmp_path / name, b"", **{key: "voxels.raw"})
-        assert data_files(str(path)) == (str(tmp_path / "voxels.raw"),)
+        assert open_volume(path).parts == (str(path), str(tmp_path / "voxels.raw"))
         assert read_slices(open_volume(path)).shape == (9, 9, 9)
         for data, text in [
             ("pipe", "its data file pipe is a pipe, expected a file"),
             ("/dev/zero", "its data file zero is a device, expected a file"),
             ("nothing", "its data file nothing is missing"),
-            ("x%03d.raw 1 9 1", "its voxels are in several files: save them as one"),
-            ("LIST", "its voxels are in several files: save them as one"),
         ]:
             assert refusal(write(tmp_path / name, b"", **{key: data})) == text
 
 
-@pytest.mark.parametrize("name", [b"\xff.mha", b"\xff.dcm", b"\xff/a.nrrd"])
+@pytest.mark.parametrize("name", [b"\xff.mha", b"\xff/a.nrrd"])
 def test_names_that_are_no_text_do_not_end_the_program(tmp_path, name):
-    """A path that is no UTF-8 ends SimpleITK, and all with it, with SIGABRT."""
+    """A path that is no UTF-8 ends SimpleITK, and its process, with SIGABRT."""
     path = os.path.join(os.fsencode(tmp_path), name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
@@ -140,54 +144,6 @@ def test_names_that_are_no_text_do_not_end_the_program(tmp_path, name):
     assert (done.returncode, done.stderr) == (0, b"")
     (problem,) = list_slices(os.fsdecode(path)).problems
     assert problem.text == "its name, or a folder's, is no UTF-8: rename it"
-
-
-# ---- DICOM ---------------------------------------------------------------------------------------
-
-
-def element(group: int, number: int, kind: bytes, value: bytes, length: int | None = None) -> bytes:
-    length = len(value) if length is None else length
-    head = struct.pack("<2H", group, number) + kind
-    if kind in (b"OW", b"SQ", b"UN"):
-        return head + struct.pack("<HI", 0, length) + value
-    return head + struct.pack("<H", length) + value
-
-
-def dicom(path: Path, *elements: bytes, syntax: bytes = b"1.2.840.10008.1.2.1\0") -> Path:
-    path.write_bytes(bytes(128) + b"DICM" + element(2, 16, b"UI", syntax) + b"".join(elements))
-    return path
-
-
-UNDEFINED = 0xFFFFFFFF
-ITEM, ITEM_END, END = (struct.pack("<2HI", 0xFFFE, x, 0) for x in (0xE000, 0xE00D, 0xE0DD))
-OPEN_ITEM = ITEM[:4] + struct.pack("<I", UNDEFINED)
-
-
-@pytest.mark.parametrize(
-    "elements, text",
-    [
-        ([element(0x18, 0x88, b"UN", b"x", 0x7F000000)], "claims 2,130,706,432 bytes"),  # took 2 GB
-        ([element(0x18, 0x88, b"iI", b"1")], "a DICOM element of type b'iI'"),
-        # Items of the other byte order are none here: what looks like a type is a length of 1.4 GB.
-        ([element(0xFEFF, 0x28, b"\3\1", b"", 0x5355)], "a DICOM element of type b'.x03.x01'"),
-        ([element(8, 0x1140, b"SQ", OPEN_ITEM + END, UNDEFINED)], "do not nest"),
-        ([element(8, 0x1140, b"SQ", OPEN_ITEM, UNDEFINED) * 60], "do not nest"),  # too deep
-        ([ITEM_END], "do not nest"),
-    ],
-)
-def test_elements_that_fill_the_memory_are_refused(tmp_path, elements, text):
-    with pytest.raises(VolumeError, match=text):
-        check_file(str(dicom(tmp_path / "a.dcm", *elements)))
-
-
-def test_dicom_files_as_they_are_found_pass(tmp_path):
-    for name in write_dicom(tmp_path / "plain", noise(6, 8, 10)):
-        check_file(str(tmp_path / "plain" / name))
-    nested = element(8, 0x1140, b"SQ", OPEN_ITEM + ITEM_END + END, UNDEFINED)
-    counted = element(8, 0x1140, b"SQ", ITEM + ITEM)
-    check_file(str(dicom(tmp_path / "a.dcm", nested, counted, nested)))
-    with pytest.raises(VolumeError, match="a deflated DICOM file"):
-        check_file(str(dicom(tmp_path / "b.dcm", syntax=b"1.2.840.10008.1.2.1.99\0\0")))
 
 
 # ---- sizes that headers claim --------------------------------------------------------------------
@@ -235,7 +191,7 @@ def png(width: int, height: int, text: bytes = b"") -> bytes:
 
 @pytest.mark.slow
 def test_sizes_that_headers_claim_fill_no_memory(tmp_path):
-    """In a process of its own: within 400 MB and some seconds, and each is named."""
+    """In a process of its own: within 400 MB, and each is named."""
     claims(tmp_path)
     code = (
         "import sys, time; from scans.listing import list_slices; "
@@ -246,11 +202,11 @@ def test_sizes_that_headers_claim_fill_no_memory(tmp_path):
         "print(n, peak, time.monotonic() - start)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     named, kilobytes, seconds = map(float, done.stdout.split())
     assert done.stderr == ""
     assert named == len(list(tmp_path.iterdir()))
-    assert kilobytes < 400_000 and seconds < 20
+    assert kilobytes < 400_000 and seconds < 120
 
 
 def test_what_libraries_print_stays_off_the_terminal(tmp_path):
