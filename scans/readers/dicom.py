@@ -4,9 +4,9 @@
     slices = read_headers("10693717.tar.gz")        # those of all its members
     pixels = read_pixels(volume)                    # (k, j, i) float32, of a whole series
 
-Compressed pixels are decoded by SimpleITK. Values are as the modality gives them (slope and
-intercept of each frame, or its table); of MONOCHROME1 they are negative, so that more is brighter;
-padding is NaN.
+Compressed pixels are decoded by SimpleITK (RLE by pydicom). Values are as the modality gives them,
+by the slope and intercept of each frame, or a table; of MONOCHROME1 they are negative, so that more is
+brighter; padding is NaN.
 """
 
 import gzip
@@ -327,9 +327,10 @@ def stored_values(data) -> np.ndarray:
     uid = pydicom().uid
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, _ = data.original_encoding
-        syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
-        data.file_meta.TransferSyntaxUID = syntax
-    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+        usual = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = usual
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != uid.RLELossless:  # which GDCM reads not always
         stored = unpacked(data)
     else:
         stored = data.pixel_array
