@@ -5,8 +5,8 @@
     pixels = read_pixels(volume)                    # (k, j, i) float32, of a whole series
 
 Compressed pixels are decoded by SimpleITK (RLE by pydicom). Values are as the modality gives them,
-by the slope and intercept of each frame, or a table; of MONOCHROME1 they are negative, so that more is
-brighter; padding is NaN.
+by the slope and intercept of each frame, or a table; of MONOCHROME1 they are negative, so that more
+is brighter; padding is NaN.
 """
 
 import gzip
