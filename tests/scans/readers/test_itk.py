@@ -14,6 +14,7 @@ from volume_files import noise, sitk, volume, write_tar, write_volume
 from common import isolation
 from scans.cache import decode_slices
 from scans.listing import list_slices
+from scans.readers import read_pixels
 from scans.series import open_volume
 from scans.volumes import VolumeError, read_slices
 
@@ -228,3 +229,14 @@ def test_what_libraries_print_stays_off_the_terminal(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.stderr == "said\n" and not done.stdout
+
+
+def test_a_header_whose_slices_are_files_of_their_own_is_read(tmp_path):
+    pixels = noise(9, 9, 9)
+    for k, rows in enumerate(pixels, 1):
+        (tmp_path / f"s{k:03}.raw").write_bytes(rows.tobytes())
+    files = "".join(f"s{k:03}.raw\n" for k in range(1, 10)).encode()
+    for name, data, more in [("a", "s%03d.raw 1 9 1", b""), ("b", "LIST", files)]:
+        v = open_volume(meta(tmp_path / f"{name}.mhd", more, ElementDataFile=data))
+        assert (read_pixels(v) == pixels).all()
+        assert {f"{tmp_path}/s{k:03}.raw" for k in range(1, 10)} <= set(v.parts)
