@@ -128,8 +128,8 @@ def test_a_bug_ends_a_program_with_a_traceback_and_not_with_exit_2(arguments_of)
     code = (
         "import runpy, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from scans import images\n"
-        "images.resize = lambda image, size: image.resizee(size)\n"
+        "from scans import cache\n"
+        "cache.positions_by_scan = lambda slices: slices.misspelt()\n"
         "del sys.argv[0]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
@@ -141,7 +141,7 @@ def test_a_bug_ends_a_program_with_a_traceback_and_not_with_exit_2(arguments_of)
         error = process.communicate(timeout=120)[1].splitlines()
         assert process.returncode == 1
         assert any(line.startswith("Traceback") for line in error)
-        assert error[-1].startswith("AttributeError: ") and "resizee" in error[-1]
+        assert error[-1].startswith("AttributeError: ") and "misspelt" in error[-1]
 
 
 def failing_layers(error: Exception):
